@@ -1,0 +1,1 @@
+"""Data that the package carries: a subset of Fashion-MNIST (see `make`)."""

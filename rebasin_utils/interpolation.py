@@ -1,0 +1,91 @@
+"""The straight path between two networks, and batch norm on it.
+
+Two solutions lie in one basin, up to the measure of linear mode connectivity, when loss and error
+stay low on the segment between them (Frankle et al. 2020; the paper's equation 3).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rebasin_utils.data import Images, in_order
+from rebasin_utils.errors import InputError
+from rebasin_utils.masks import State
+from rebasin_utils.training import Metrics, evaluate
+
+
+def lerp(first: State, second: State, alpha: float) -> State:
+    """(1 - alpha) first + alpha second, for every floating-point tensor; counters are `first`'s.
+
+    Raises:
+        InputError: when the two states do not have the same names.
+    """
+    if first.keys() != second.keys():
+        odd = sorted(first.keys() ^ second.keys())
+        raise InputError(f"the two states differ in their tensors: {', '.join(odd[:3])}")
+    return {
+        name: torch.lerp(t, second[name], alpha) if t.is_floating_point() else t.clone()
+        for name, t in first.items()
+    }
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether there are running statistics to recompute."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+@torch.no_grad()
+def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Tensor]) -> State:
+    """The same weights with batch-norm statistics recomputed: their plain mean over `batches`.
+
+    This is the "REPAIR" of the paper's CIFAR experiments (Jordan et al. 2023, Section 4 call it the
+    batch-norm case). Args: batches of images, float32 [batch, channels, height, width].
+    """
+    net = copy.deepcopy(model)
+    net.load_state_dict(state)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a cumulative mean
+    net.train()
+    for x in batches:
+        net.to(x.device)(x)
+    return {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
+
+
+def path(
+    model: nn.Module,
+    first: State,
+    second: State,
+    alphas: Sequence[float],
+    images: Images,
+    *,
+    statistics: Images | None = None,
+) -> list[Metrics]:
+    """Accuracy and loss on `images` at every point `alphas` of the segment from first to second.
+
+    statistics: training images over which batch-norm statistics are recomputed at every point; None
+    interpolates the two nets' own.
+    """
+    states = [lerp(first, second, alpha) for alpha in alphas]
+    if statistics is not None and has_batch_norm(model):
+        states = [
+            reset_batch_norm(model, s, (x for x, _ in in_order(statistics, 500))) for s in states
+        ]
+    return evaluate(model, states, images)
+
+
+def barrier(values: Sequence[float], alphas: Sequence[float]) -> float:
+    """Largest excess of `values` over the straight line between its two ends (equation 3).
+
+    values: loss or error along a path that begins at alpha 0 and ends at alpha 1. Never negative:
+    at the ends the excess is zero.
+    """
+    if alphas[0] != 0 or alphas[-1] != 1:
+        raise InputError(f"alphas = {alphas[0]} … {alphas[-1]}: the path must go from 0 to 1")
+    line = [(1 - a) * values[0] + a * values[-1] for a in alphas]
+    return max(v - expected for v, expected in zip(values, line, strict=True))

@@ -1,0 +1,179 @@
+"""Durable artifacts: what was computed once is never computed, lost or half-written again.
+
+An artifact is a folder `<stage>/<label>-<key>/` with `tensors.safetensors` and `record.json`. Its
+key is the hash of everything it depends on: its stage and version, its settings, its parents' keys.
+It is written to a temporary folder, synced and renamed, so that it is whole or absent; its checksum
+is verified when it is read, and a damaged one is set aside (never deleted) and computed again.
+Nothing that could execute code is ever read: safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from rebasin_utils.errors import InputError
+
+TENSORS, RECORD = "tensors.safetensors", "record.json"
+
+
+@dataclass(frozen=True)
+class Key:
+    """The name of an artifact: `stage/label-digest`; the label is for the eye only."""
+
+    stage: str
+    label: str
+    digest: str
+
+    @classmethod
+    def of(
+        cls, stage: str, version: int, label: str, settings: Mapping, parents: tuple[Key, ...] = ()
+    ) -> Key:
+        """The key of what `stage` makes from JSON-able `settings` and its parents' artifacts."""
+        depends_on = {
+            "stage": stage,
+            "version": version,
+            "settings": settings,
+            "parents": [parent.digest for parent in parents],
+        }
+        text = json.dumps(depends_on, sort_keys=True, allow_nan=False)
+        return cls(stage, label, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    @property
+    def path(self) -> str:
+        """The artifact's folder, relative to the store."""
+        return f"{self.stage}/{self.label}-{self.digest}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stored result: its record (JSON: metrics, settings, provenance) and its tensors."""
+
+    record: dict
+    tensors: dict[str, Tensor]
+
+
+class Store:
+    """A folder of artifacts, shared by processes.
+
+    Raises:
+        InputError: at once, when the folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root).expanduser().absolute()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"store = {self.root}: cannot be written ({error.strerror}); choose another folder "
+                "with --store or REBASIN_STORE"
+            ) from error
+
+    def __contains__(self, key: Key) -> bool:
+        return (self.root / key.path / RECORD).is_file()
+
+    def record(self, key: Key) -> dict:
+        """The record alone, without reading the tensors."""
+        return json.loads((self.root / key.path / RECORD).read_text())
+
+    def get(self, key: Key) -> Artifact | None:
+        """The artifact, or None when it is absent or was damaged (then it is set aside)."""
+        folder = self.root / key.path
+        try:
+            record = json.loads((folder / RECORD).read_text())
+            raw = (folder / TENSORS).read_bytes()
+        except FileNotFoundError:
+            if not folder.is_dir():
+                return None
+            return self._set_aside(key, "a file is missing")
+        except json.JSONDecodeError:
+            return self._set_aside(key, "its record is not JSON")
+        if hashlib.sha256(raw).hexdigest() != record.get("sha256"):
+            return self._set_aside(key, "its checksum does not match")
+        return Artifact(record, load_tensors(raw))
+
+    def put(self, key: Key, record: Mapping, tensors: Mapping[str, Tensor]) -> None:
+        """Write an artifact, whole or not at all; one that is there already stays."""
+        raw = save_tensors({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
+        record = {**record, "sha256": hashlib.sha256(raw).hexdigest()}
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
+        target = self.root / key.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.root))
+        try:
+            write_synced(temporary / TENSORS, raw)
+            write_synced(temporary / RECORD, text.encode())
+            try:
+                temporary.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def lock(self, name: str) -> FileLock:
+        """A lock between processes that use this store; freed by the system when one dies."""
+        folder = self.root / ".locks"
+        folder.mkdir(exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
+
+    def checkpoint(self, key: Key) -> Path:
+        """Where the run that will become `key` keeps its progress until it is done."""
+        folder = self.root / ".checkpoints"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{key.stage}-{key.digest}.safetensors"
+
+    def _set_aside(self, key: Key, why: str) -> None:
+        aside = Path(tempfile.mkdtemp(prefix=f"{key.label}-{key.digest}-", dir=self._damaged()))
+        (self.root / key.path).rename(aside / "artifact")
+        warnings.warn(
+            f"{key.path} is damaged ({why}): set aside in {aside.relative_to(self.root)}, "
+            "it will be computed again",
+            stacklevel=3,
+        )
+
+    def _damaged(self) -> Path:
+        folder = self.root / ".damaged"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_synced(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new one, nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_synced(temporary, content)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

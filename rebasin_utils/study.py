@@ -1,0 +1,367 @@
+"""A study: its stages computed on demand, its results in a store, its table.
+
+`Study(settings)` is what notebooks and the runner hold. Whatever it is asked for, it reads from the
+store, or computes and stores first. A run is computed once for every study that contains it.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rebasin_utils import data, interpolation, masks, matching, models, pruning
+from rebasin_utils.errors import InputError
+from rebasin_utils.masks import Mask, State
+from rebasin_utils.permutation import (
+    Permutation,
+    PermutationSpec,
+    permute,
+    random_permutation,
+)
+from rebasin_utils.plan import STAGES, Node, Plan, derive_seed
+from rebasin_utils.settings import Settings
+from rebasin_utils.store import Artifact, Store
+from rebasin_utils.training import Job, Metrics, Trained, evaluate, train_many
+
+Progress = Callable[[int], None]
+
+#: Columns of `Study.results`, one row per trained net.
+COLUMNS = {
+    "preset": "str", "dataset": "str", "model": "str", "width": "int64", "method": "str",
+    "net": "str", "sparsity": "float64", "prunable_sparsity": "float64",
+    "global_sparsity": "float64", "rewind_epoch": "Int64", "seed": "int64", "epochs": "int64",
+    "test_accuracy": "float64", "test_loss": "float64", "diverged": "bool", "seconds": "float64",
+    "device": "str", "artifact": "str",
+}  # fmt: skip
+
+
+class Study:
+    """Settings, a store, a device.
+
+    Raises:
+        InputError: at once, when the data set's files are missing, the model does not fit its
+            images, or the store cannot be written.
+    """
+
+    def __init__(self, settings: Settings, store: Store | Path | str, device: str = "auto"):
+        self.settings = settings
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.device = torch_device(device)
+        self.plan = Plan(settings)
+        self.model  # noqa: B018 (refuses a model that does not fit before any work)
+        data.check_available(settings.dataset)
+
+    # ---------------------------------------------------------------- what a study is made of
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The architecture; its weights are of no meaning."""
+        return self._build(seed=0)
+
+    @cached_property
+    def train_images(self) -> data.Images:
+        s = self.settings
+        return data.load(s.dataset, "train", s.pool, s.train_limit).to(self.device)
+
+    @cached_property
+    def test_images(self) -> data.Images:
+        return data.load(self.settings.dataset, "test", self.settings.pool).to(self.device)
+
+    @cached_property
+    def spec(self) -> PermutationSpec:
+        """The model's permutation spec, traced and proved."""
+        example = torch.zeros(2, *self._image_shape)
+        spec = PermutationSpec.trace(self.model, example, stream_tap=self.settings.stream_tap)
+        spec.prove(self.model, example)
+        return spec
+
+    def state(self, node: Node, part: str = "final") -> State:
+        """A network that a node stored: "final", or "epoch5" of a dense one."""
+        prefix = f"{part}/"
+        tensors = self.load(node).tensors
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    def mask(self, seed: int, sparsity: float, role: str = "A") -> Mask:
+        """The ticket of net A (or B) of pair `seed`."""
+        return self.state(self.plan.ticket(role, seed, sparsity), "mask")
+
+    def permutation(self, seed: int) -> Permutation:
+        """π of pair `seed`: π(A) ≈ B."""
+        return self.load(self.plan.matching(seed)).tensors
+
+    # ---------------------------------------------------------------- computing
+
+    def load(self, node: Node) -> Artifact:
+        """The artifact, computed first where the store lacks it or holds it damaged."""
+        while (artifact := self.store.get(node.key)) is None:
+            self.compute([node])
+        return artifact
+
+    def missing(self, stages: Iterable[str] = STAGES) -> list[Node]:
+        """The artifacts of these stages that the store lacks."""
+        return [n for stage in stages for n in self.plan.nodes(stage) if n.key not in self.store]
+
+    def compute(self, nodes: Sequence[Node], progress: Progress = lambda epochs: None) -> None:
+        """Compute and store those of the nodes, all of one stage, that are missing."""
+        with ExitStack() as held:
+            for digest in sorted(node.key.digest for node in nodes):
+                held.enter_context(self.store.lock(digest))
+            lacking = [node for node in nodes if node.key not in self.store]
+            for _, level in groupby(sorted(lacking, key=_level), key=_level):
+                level = list(level)
+                getattr(self, f"_{level[0].stage}")(level, progress)
+
+    def _dense(self, nodes: list[Node], progress: Progress) -> None:
+        epochs = tuple({0, *self.settings.snapshots.values()})
+        jobs = [
+            Job(
+                self._build(derive_seed("init", n.role, n.seed)).state_dict(),
+                derive_seed("data", n.role, n.seed),
+                snapshots=epochs,
+                checkpoint=self.store.checkpoint(n.key),
+            )
+            for n in nodes
+        ]
+        done = self._train(jobs, self.settings.dense, progress)
+        for node, trained, test in zip(nodes, done, self._test(done), strict=True):
+            parts = {f"epoch{e}": state for e, state in trained.snapshots.items()}
+            self._put_run(node, trained, test, {"final": trained.state, **parts})
+
+    def _imp(self, nodes: list[Node], progress: Progress) -> None:
+        step = nodes[0].round
+        names = masks.prunable(self.model, self.settings.prune_shortcuts)
+        states, before = [], []
+        for node in nodes:
+            states.append(self.state(node.parents[-1]))
+            first = len(node.parents) == 1
+            before.append(
+                masks.dense_mask(states[-1], names)
+                if first
+                else self.state(node.parents[-1], "mask")
+            )
+        pruned, done = zip(
+            *pruning.prune_and_tune(
+                self.model,
+                states,
+                before,
+                [derive_seed("imp", n.role, n.seed) for n in nodes],
+                step,
+                self.settings.imp,
+                self.train_images,
+                augment=self.settings.augment,
+                checkpoints=[self.store.checkpoint(n.key) for n in nodes],
+                progress=progress,
+            ),
+            strict=True,
+        )
+        for node, mask, trained, test in zip(nodes, pruned, done, self._test(done), strict=True):
+            self._put_run(node, trained, test, {"final": trained.state, "mask": mask}, mask)
+
+    def _matching(self, nodes: list[Node], progress: Progress) -> None:
+        s = self.settings
+        images = self.train_images
+        if s.match_samples is not None:
+            images = images.head(s.match_samples)
+        for node in nodes:
+            begin = time.monotonic()
+            moving, reference = (self.state(parent) for parent in node.parents)
+            matched = matching.match_activations(
+                self.spec,
+                self._with(moving),
+                self._with(reference),
+                (x for x, _ in data.in_order(images, 500)),
+                objective=s.match_on,
+                std=s.match_std,
+            )
+            record = {"metrics": matched.quality(), "seconds": time.monotonic() - begin}
+            self._put(node, record, matched.permutation)
+
+    def _connectivity(self, nodes: list[Node], progress: Progress) -> None:
+        s = self.settings
+        resets = {"": None}
+        if interpolation.has_batch_norm(self.model):
+            resets["_bn_reset"] = self.train_images.head(s.statistics_samples)
+        for node in nodes:
+            begin = time.monotonic()
+            moving, reference = (self.state(parent) for parent in node.parents[:2])
+            ends = {
+                "unmatched": moving,
+                "matched": permute(self.spec, self.permutation(node.seed), moving),
+            }
+            paths = {
+                name + suffix: interpolation.path(
+                    self.model, end, reference, s.alphas, self.test_images, statistics=images
+                )
+                for name, end in ends.items()
+                for suffix, images in resets.items()
+            }
+            metrics = {
+                "alphas": list(s.alphas),
+                **{name: [point._asdict() for point in path] for name, path in paths.items()},
+            }
+            self._put(node, {"metrics": metrics, "seconds": time.monotonic() - begin}, {})
+
+    def _sparse(self, nodes: list[Node], progress: Progress) -> None:
+        snapshot = self.settings.snapshots[nodes[0].rewind_epoch]
+        used = [self._mask_for(node) for node in nodes]
+        jobs = [
+            Job(
+                self.state(node.parents[0], f"epoch{snapshot}"),
+                derive_seed("sparse", node.seed),
+                mask,
+                checkpoint=self.store.checkpoint(node.key),
+            )
+            for node, mask in zip(nodes, used, strict=True)
+        ]
+        done = self._train(jobs, self.settings.sparse_recipe(nodes[0].rewind_epoch), progress)
+        for node, mask, trained, test in zip(nodes, used, done, self._test(done), strict=True):
+            self._put_run(node, trained, test, {"final": trained.state}, mask)
+
+    def _mask_for(self, node: Node) -> Mask:
+        """What a sparse run's method makes of A's ticket."""
+        mask = self.mask(node.seed, node.sparsity)
+        generator = torch.Generator().manual_seed(
+            derive_seed(node.method, node.seed, node.sparsity)
+        )
+        if node.method == "permuted":
+            return permute(self.spec, self.permutation(node.seed), mask)
+        if node.method == "random_permutation":
+            return permute(self.spec, random_permutation(self.spec, generator), mask)
+        if node.method == "random_mask":
+            return masks.random_layerwise(mask, generator)
+        return mask
+
+    # ---------------------------------------------------------------- the table
+
+    def results(self) -> pd.DataFrame:
+        """One row per trained net that the store holds; the columns are `COLUMNS`.
+
+        Accuracies are shares in [0, 1], losses nats, seconds the run's share of its batch's time.
+        """
+        rows = [
+            self._row(node)
+            for stage in ("dense", "imp", "sparse")
+            for node in self.plan.nodes(stage)
+            if node.key in self.store and (stage != "imp" or node.round.targets)
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+    def _row(self, node: Node) -> dict:
+        s, record = self.settings, self.store.record(node.key)
+        epochs = node.epochs * (node.round.number if node.round else 1)
+        sparsity = node.sparsity
+        if node.round:
+            sparsity = node.round.targets[0]
+        return {
+            "preset": s.name,
+            "dataset": s.dataset,
+            "model": s.model,
+            "width": s.width,
+            "method": node.method or node.stage,
+            "net": node.role or ("A" if node.method == "lth" else "B"),
+            "sparsity": 0.0 if sparsity is None else sparsity,
+            "rewind_epoch": node.rewind_epoch,
+            "seed": node.seed,
+            "epochs": epochs,
+            "artifact": node.key.path,
+            **record["metrics"],
+            "seconds": record["seconds"],
+            "device": record["device"],
+        }
+
+    # ---------------------------------------------------------------- helpers
+
+    def _build(self, seed: int) -> nn.Module:
+        s = self.settings
+        classes = data.source_of(s.dataset).classes
+        return models.build(s.model, self._image_shape, classes, s.width, seed)
+
+    def _with(self, state: State) -> nn.Module:
+        net = self._build(seed=0)
+        net.load_state_dict(state)
+        return net.to(self.device).eval()
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = data.source_of(self.settings.dataset).shape
+        return channels, height // self.settings.pool, width // self.settings.pool
+
+    def _train(self, jobs: list[Job], recipe, progress: Progress) -> list[Trained]:
+        augment = self.settings.augment
+        return train_many(
+            self.model, jobs, recipe, self.train_images, augment=augment, progress=progress
+        )
+
+    def _test(self, done: Sequence[Trained]) -> list[Metrics]:
+        return evaluate(self.model, [trained.state for trained in done], self.test_images)
+
+    def _put_run(
+        self,
+        node: Node,
+        trained: Trained,
+        test: Metrics,
+        parts: dict[str, State],
+        mask: Mask | None = None,
+    ) -> None:
+        metrics = {
+            "test_accuracy": test.accuracy,
+            "test_loss": None if trained.diverged else test.loss,
+            "diverged": trained.diverged,
+            "prunable_sparsity": masks.sparsity(mask) if mask else 0.0,
+            "global_sparsity": masks.global_sparsity(mask, self.model) if mask else 0.0,
+        }
+        losses = [None if trained.diverged else loss for loss in trained.losses]
+        record = {"metrics": metrics, "train_losses": losses, "seconds": trained.seconds}
+        tensors = {f"{part}/{n}": t for part, state in parts.items() for n, t in state.items()}
+        self._put(node, record, tensors)
+        self.store.checkpoint(node.key).unlink(missing_ok=True)
+
+    def _put(self, node: Node, record: dict, tensors: dict[str, Tensor]) -> None:
+        provenance = {
+            "stage": node.stage,
+            "seed": node.seed,
+            "settings": self.settings.model_dump(mode="json"),
+            "parents": [parent.key.path for parent in node.parents],
+            "device": device_name(self.device),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "rebasin": version("rebasin"),
+            },
+        }
+        self.store.put(node.key, {**provenance, **record}, tensors)
+
+
+def _level(node: Node) -> tuple:
+    """Nodes of the same level are computed together; levels in ascending order."""
+    step = node.round
+    return (step.number, not step.full, step.sparsity) if step else (node.rewind_epoch or 0,)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device = {name!r}: not available here; try auto or cpu") from error
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader calls it: the GPU's product name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

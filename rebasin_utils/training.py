@@ -1,0 +1,422 @@
+"""Dense and masked training of many small runs of one architecture.
+
+`train_many` trains a list of `Job`s and returns what training them one by one would: a run's
+randomness comes from its own seed alone, so what is trained beside it changes nothing. Networks
+of linear layers are stacked and stepped together (batched matrix products); the others run one
+after another in channels-last memory.
+
+Masked weights are held at zero by multiplying with the mask after every step. This equals
+`torch.nn.utils.prune`, where a masked weight gets no gradient and is never seen by the forward
+pass, because SGD treats every weight on its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from safetensors import safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rebasin_utils.data import Batches, Images, in_order
+from rebasin_utils.masks import Mask, State
+from rebasin_utils.store import replace_synced
+
+#: Runs stepped together. More overflow the processor's cache and gain nothing.
+TOGETHER = 12
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Recipe:
+    """SGD with momentum and weight decay on every parameter, cosine to zero, stepped per epoch.
+
+    The defaults are the paper's (protocol of Adnan et al. 2025, Table 3).
+    """
+
+    epochs: Annotated[int, Field(ge=0)]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    batch_size: Annotated[int, Field(ge=1)] = 128
+
+    def lr_factor(self, epoch: int) -> float:
+        """Learning rate of the 0-based `epoch`, relative to `lr`."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / max(self.epochs, 1)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: where it starts, its mask if any, the seed of its data order and augmentation.
+
+    snapshots: epochs after which the state is kept; 0 is the start itself.
+    checkpoint: a file in which the run keeps its progress, and from which it resumes.
+    """
+
+    state: State
+    seed: int
+    mask: Mask | None = None
+    snapshots: tuple[int, ...] = ()
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run gives back.
+
+    losses: mean training loss of every epoch. seconds: its share of the time of all that was
+    trained together. diverged: a loss or a weight was not finite.
+    """
+
+    state: State
+    snapshots: dict[int, State]
+    losses: list[float]
+    diverged: bool
+    seconds: float
+
+
+class Metrics(NamedTuple):
+    """Over all samples of a split: accuracy as a share in [0, 1], mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def train_many(
+    model: nn.Module,
+    jobs: Sequence[Job],
+    recipe: Recipe,
+    images: Images,
+    *,
+    augment: bool = False,
+    progress: Callable[[int], None] = lambda epochs: None,
+    checkpoint_seconds: float = 60.0,
+) -> list[Trained]:
+    """Train every job; equal, to rounding, to training each alone.
+
+    Args:
+        model: gives the architecture only; it is not changed.
+        images: the training split, on the device to train on.
+        augment: crop and flip as `images.source` says.
+        progress: called with the number of run-epochs finished since the last call.
+        checkpoint_seconds: least time between two checkpoints of a run that has a file for them.
+
+    Returns:
+        One `Trained` per job, in order.
+    """
+    batches = Batches(images, recipe.batch_size, augment)
+    together = TOGETHER if stackable(model) else 1
+    results: list[Trained | None] = [None] * len(jobs)
+    for chosen, begun in _groups(jobs, together):
+        group = _Group(model, [jobs[i] for i in chosen], begun, recipe, batches)
+        for i, trained in zip(chosen, group.run(progress, checkpoint_seconds), strict=True):
+            results[i] = trained
+    return results
+
+
+def train(model: nn.Module, job: Job, recipe: Recipe, images: Images, **options) -> Trained:
+    """Train one job: `train_many` of a list of one."""
+    return train_many(model, [job], recipe, images, **options)[0]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+) -> list[Metrics]:
+    """Accuracy and loss of every state on every sample of `images`, in eval mode."""
+    together = TOGETHER if stackable(model) else 1
+    metrics = []
+    for start in range(0, len(states), together):
+        net = _net(model, states[start : start + together], images.pixels.device)
+        net.module.eval()
+        correct = torch.zeros(net.runs, device=images.pixels.device)
+        loss = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
+        for x, y in in_order(images, batch_size):
+            logits = net.logits(x.expand(net.runs, *x.shape))
+            correct += (logits.argmax(-1) == y).sum(-1)
+            expected = y.expand(net.runs, -1)
+            loss += _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
+        metrics += [
+            Metrics(a, b)
+            for a, b in zip(
+                (correct / len(images)).tolist(), (loss / len(images)).tolist(), strict=True
+            )
+        ]
+    return metrics
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """[runs, batch, classes], [runs, batch] -> [runs]."""
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    each = each.view(labels.shape)
+    return each.mean(-1) if reduction == "mean" else each.sum(-1)
+
+
+def stackable(model: nn.Module) -> bool:
+    """Whether the model is made of layers that `_Stacked` knows, so of batched matrix products.
+
+    Convolutions are not: on a CPU, grouped convolutions are slower than a loop.
+    """
+    known = (nn.Linear, nn.ReLU, nn.Flatten)
+    return all(isinstance(m, known) for m in model.modules() if not list(m.children()))
+
+
+class _StackedLinear(nn.Module):
+    """`nn.Linear` of several runs at once: weight [runs, out, in], bias [runs, out]."""
+
+    def __init__(self, runs: int, linear: nn.Linear):
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.new_empty(runs, *linear.weight.shape))
+        self.bias = nn.Parameter(linear.bias.new_empty(runs, *linear.bias.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+
+
+class _Stacked:
+    """Several networks as one: every parameter and every activation leads with the run.
+
+    A run is never alone: it gets a copy of itself for company, because a batched product of one
+    matrix takes another path and rounds differently. So a run's bits do not depend on its company.
+    """
+
+    def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
+        self.runs = len(states)
+        states = states if self.runs > 1 else [*states, *states]
+        self.module = copy.deepcopy(model)
+        for name, layer in list(self.module.named_modules()):
+            if isinstance(layer, nn.Linear):
+                self.module.set_submodule(name, _StackedLinear(len(states), layer))
+            elif isinstance(layer, nn.ReLU):
+                self.module.set_submodule(name, nn.ReLU(inplace=True))
+            elif isinstance(layer, nn.Flatten):
+                self.module.set_submodule(name, nn.Flatten(start_dim=2))
+        self.module.load_state_dict({n: torch.stack([s[n] for s in states]) for n in states[0]})
+        self.module.to(device)
+        self.parameters = dict(self.module.named_parameters())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[runs, batch, channels, height, width] -> [runs, batch, classes]."""
+        if self.runs == 1:
+            return self.module(x.expand(2, *x.shape[1:]))[:1]
+        return self.module(x)
+
+    def states(self) -> list[State]:
+        return [
+            {name: p[i].detach().cpu().clone() for name, p in self.parameters.items()}
+            for i in range(self.runs)
+        ]
+
+
+class _Single:
+    """One network, behind the face of `_Stacked`."""
+
+    runs = 1
+
+    def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
+        self.module = copy.deepcopy(model)
+        self.module.load_state_dict(states[0])
+        self.module.to(device=device, memory_format=torch.channels_last)
+        self.parameters = dict(self.module.named_parameters())
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.module(x[0])[None]
+
+    def states(self) -> list[State]:
+        state = self.module.state_dict()
+        return [
+            {
+                n: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for n, t in state.items()
+            }
+        ]
+
+
+def _net(model: nn.Module, states: Sequence[State], device: torch.device) -> _Stacked | _Single:
+    return (_Stacked if stackable(model) else _Single)(model, states, device)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Where a run stands: what its checkpoint file holds."""
+
+    epoch: int
+    state: State
+    momentum: State = field(default_factory=dict)
+    snapshots: dict[int, State] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, job: Job) -> _Progress:
+        """The job's beginning, or where its checkpoint left it."""
+        if job.checkpoint is not None and job.checkpoint.is_file():
+            return cls.read(job.checkpoint)
+        return cls(0, job.state)
+
+    @classmethod
+    def read(cls, path: Path) -> _Progress:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["progress"])
+            parts: dict[str, State] = {}
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                part, name = key.split("/", 1)
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+        snapshots = {int(p): tensors for p, tensors in parts.items() if p.isdigit()}
+        return cls(
+            meta["epoch"],
+            parts["state"],
+            parts.get("momentum", {}),
+            snapshots,
+            meta["losses"],
+            meta["seconds"],
+        )
+
+    def write(self, path: Path) -> None:
+        parts = {"state": self.state, "momentum": self.momentum} | {
+            str(epoch): state for epoch, state in self.snapshots.items()
+        }
+        tensors = {f"{part}/{n}": t for part, s in parts.items() for n, t in s.items()}
+        meta = {"epoch": self.epoch, "losses": self.losses, "seconds": self.seconds}
+        replace_synced(path, save_tensors(tensors, metadata={"progress": json.dumps(meta)}))
+
+
+def _groups(jobs: Sequence[Job], together: int) -> Iterator[tuple[list[int], list[_Progress]]]:
+    """Split the jobs into groups that stand at the same epoch, at most `together` each."""
+    begun = [_Progress.of(job) for job in jobs]
+    for epoch in sorted({b.epoch for b in begun}):
+        members = [i for i, b in enumerate(begun) if b.epoch == epoch]
+        for start in range(0, len(members), together):
+            chosen = members[start : start + together]
+            yield chosen, [begun[i] for i in chosen]
+
+
+class _Group:
+    """Jobs that are stepped together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        jobs: Sequence[Job],
+        begun: Sequence[_Progress],
+        recipe: Recipe,
+        batches: Batches,
+    ):
+        self.jobs, self.recipe, self.batches = jobs, recipe, batches
+        device = batches.images.pixels.device
+        self.net = _net(model, [b.state for b in begun], device)
+        self.net.module.train()
+        self.masks = _stacked_masks(jobs, self.net)
+        self._apply_masks()
+        self.epoch = begun[0].epoch
+        self.losses = [list(b.losses) for b in begun]
+        self.seconds = [b.seconds for b in begun]
+        self.snapshots = [dict(b.snapshots) for b in begun]
+        parameters = list(self.net.parameters.values())
+        self.optimizer = torch.optim.SGD(
+            [{"params": parameters, "initial_lr": recipe.lr}],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, recipe.lr_factor, last_epoch=self.epoch - 1
+        )
+        for name, p in self.net.parameters.items():
+            if begun[0].momentum:
+                buffers = [b.momentum[name].to(device) for b in begun]
+                stacked = torch.stack(buffers) if isinstance(self.net, _Stacked) else buffers[0]
+                self.optimizer.state[p]["momentum_buffer"] = stacked.expand_as(p).clone()
+
+    def run(self, progress: Callable[[int], None], checkpoint_seconds: float) -> list[Trained]:
+        saved = time.monotonic()
+        self._keep_snapshots()
+        while self.epoch < self.recipe.epochs:
+            self._epoch()
+            self._keep_snapshots()
+            progress(self.net.runs)
+            due = time.monotonic() - saved >= checkpoint_seconds
+            if due and self.epoch < self.recipe.epochs:
+                self._write_checkpoints()
+                saved = time.monotonic()
+        return [
+            Trained(state, snapshots, losses, not _finite(state, losses), seconds)
+            for state, snapshots, losses, seconds in zip(
+                self.net.states(), self.snapshots, self.losses, self.seconds, strict=True
+            )
+        ]
+
+    def _epoch(self) -> None:
+        begin = time.monotonic()
+        plan = self.batches.plan([job.seed for job in self.jobs], self.epoch)
+        total = torch.zeros(self.net.runs, device=self.batches.images.pixels.device)
+        for step in range(self.batches.steps):
+            x, y = self.batches.at(plan, step)
+            losses = _cross_entropy(self.net.logits(x), y)
+            self.optimizer.zero_grad()
+            losses.sum().backward()
+            self.optimizer.step()
+            self._apply_masks()
+            total += losses.detach()
+        self.schedule.step()
+        self.epoch += 1
+        share = (time.monotonic() - begin) / self.net.runs
+        for i, loss in enumerate((total / self.batches.steps).tolist()):
+            self.losses[i].append(loss)
+            self.seconds[i] += share
+
+    @torch.no_grad()
+    def _apply_masks(self) -> None:
+        for name, mask in self.masks.items():
+            self.net.parameters[name].mul_(mask)
+
+    def _keep_snapshots(self) -> None:
+        wanted = [self.epoch in job.snapshots for job in self.jobs]
+        if any(wanted):
+            for kept, state, wants in zip(self.snapshots, self.net.states(), wanted, strict=True):
+                if wants:
+                    kept[self.epoch] = state
+
+    def _write_checkpoints(self) -> None:
+        stacked = isinstance(self.net, _Stacked)
+        for i, (job, state) in enumerate(zip(self.jobs, self.net.states(), strict=True)):
+            if job.checkpoint is None:
+                continue
+            momentum = {
+                name: self.optimizer.state[p]["momentum_buffer"][i if stacked else ...]
+                .cpu()
+                .contiguous()
+                for name, p in self.net.parameters.items()
+                if self.recipe.momentum
+            }
+            _Progress(
+                self.epoch, state, momentum, self.snapshots[i], self.losses[i], self.seconds[i]
+            ).write(job.checkpoint)
+
+
+def _stacked_masks(jobs: Sequence[Job], net: _Stacked | _Single) -> dict[str, Tensor]:
+    """Masks shaped like the net's parameters; runs without a mask keep everything."""
+    names = {name: None for job in jobs for name in job.mask or {}}
+    stacked = {}
+    for name in names:
+        p = net.parameters[name]
+        shape = p.shape[1:] if isinstance(net, _Stacked) else p.shape
+        each = [job.mask[name] if job.mask else torch.ones(shape, dtype=torch.bool) for job in jobs]
+        mask = torch.stack(each) if isinstance(net, _Stacked) else each[0]
+        stacked[name] = mask.to(device=p.device, dtype=p.dtype)
+    return stacked
+
+
+def _finite(state: State, losses: Sequence[float]) -> bool:
+    return all(map(math.isfinite, losses)) and all(t.isfinite().all() for t in state.values())
