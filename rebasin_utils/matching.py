@@ -13,7 +13,7 @@ sums over batches float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,8 +59,7 @@ class Matching:
 
     def table(self) -> pd.DataFrame:
         """One row per group: units, before, after, moved, dead."""
-        rows = [{"group": name} | vars(match) for name, match in self.groups.items()]
-        return pd.DataFrame(rows)
+        return quality_table(self.quality())
 
     def quality(self) -> dict[str, dict]:
         """The same as plain values."""
@@ -69,7 +68,14 @@ class Matching:
     def __repr__(self) -> str:
         units = sum(m.units for m in self.groups.values())
         table = self.table().to_string(index=False, float_format="{:.3f}".format)
-        return f"Matching of {units} units in {len(self.groups)} groups by {self.objective}\n{table}"
+        return (
+            f"Matching of {units} units in {len(self.groups)} groups by {self.objective}\n{table}"
+        )
+
+
+def quality_table(quality: Mapping[str, Mapping]) -> pd.DataFrame:
+    """`Matching.quality`, as stored, with one row per group."""
+    return pd.DataFrame([{"group": name, **match} for name, match in quality.items()])
 
 
 def match_activations(
@@ -83,6 +89,29 @@ def match_activations(
 ) -> Matching:
     """Match `moving`'s units to `reference`'s on the activations of one pass over `batches`.
 
+    The arguments are those of `similarities`.
+
+    Returns:
+        A `Matching`; `permute(spec, matching.permutation, state_of_moving)` is near `reference`.
+    """
+    permutation, quality = {}, {}
+    compared = similarities(spec, moving, reference, batches, objective=objective, std=std)
+    for name, (similarity, dead) in compared.items():
+        permutation[name], quality[name] = assign(similarity, dead, name)
+    return Matching(permutation, quality, objective)
+
+
+def similarities(
+    spec: PermutationSpec,
+    moving: nn.Module,
+    reference: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    objective: Objective = "correlation",
+    std: Std = "pooled",
+) -> dict[str, tuple[np.ndarray, int]]:
+    """How alike every unit of `reference` and every unit of `moving` act, for all groups at once.
+
     Args:
         spec: of the architecture that both nets have.
         moving, reference: the nets A and B; they are run in eval mode and not changed.
@@ -93,26 +122,23 @@ def match_activations(
             batches and adds 1e-4 to the denominator, as the released code does: for ablation.
 
     Returns:
-        A `Matching`; `permute(spec, matching.permutation, state_of_moving)` is near `reference`.
+        Group name -> float64 [units of reference, units of moving], and the number of dead units.
 
     Raises:
-        InputError: when `batches` is empty or gives activations that are not finite.
+        InputError: when `batches` is empty.
     """
     run_moving, run_reference = tapped(moving, spec), tapped(reference, spec)
     moments: dict[str, _Moments] = {}
     for batch in batches:
-        of_moving, of_reference = run_moving(batch), run_reference(batch)
+        of_moving = run_moving(batch.to(_device(moving)))
+        of_reference = run_reference(batch.to(_device(reference)))
         for name in spec.groups:
             if name not in moments:
                 moments[name] = _Moments(of_reference[name], of_moving[name])
             moments[name].add(of_reference[name], of_moving[name])
-    if not moments:
+    if not moments and spec.groups:
         raise InputError("batches is empty: matching needs at least one batch of inputs")
-    permutation, quality = {}, {}
-    for name, collected in moments.items():
-        similarity, dead = collected.similarity(objective, std)
-        permutation[name], quality[name] = assign(similarity, dead, name)
-    return Matching(permutation, quality, objective)
+    return {name: collected.similarity(objective, std) for name, collected in moments.items()}
 
 
 def assign(similarity: np.ndarray, dead: int, name: str) -> tuple[Tensor, GroupMatch]:
@@ -122,6 +148,9 @@ def assign(similarity: np.ndarray, dead: int, name: str) -> tuple[Tensor, GroupM
 
     Returns:
         p with p[i] the moving unit that goes to place i, and its quality.
+
+    Raises:
+        InputError: when a similarity is not finite, because an activation was not.
     """
     if not np.isfinite(similarity).all():
         raise InputError(f"group {name!r}: an activation is not finite, so it cannot be matched")
@@ -174,9 +203,7 @@ class _Moments:
         )
         covariance = products - mean_b[:, :, None] * mean_a[:, None, :]
         full_b, full_a = mean_b + shift_b, mean_a + shift_a
-        dead_b, dead_a = (
-            v.sqrt() <= DEAD * m.abs() for v, m in ((var_b, full_b), (var_a, full_a))
-        )
+        dead_b, dead_a = (v.sqrt() <= DEAD * m.abs() for v, m in ((var_b, full_b), (var_a, full_a)))
         dead = int(torch.maximum(dead_b.all(0).sum(), dead_a.all(0).sum()))
         covariance = covariance.masked_fill(dead_b[:, :, None] | dead_a[:, None, :], 0.0)
         if objective == "inner_product":
@@ -190,6 +217,10 @@ class _Moments:
             scale = var_b.sqrt()[:, :, None] * var_a.sqrt()[:, None, :]
             result = torch.where(scale > 0, covariance / scale, 0.0)
         return result.mean(0).numpy(), dead
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
 
 
 def _by_slot(x: Tensor) -> Tensor:

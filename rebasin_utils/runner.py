@@ -91,7 +91,9 @@ def _run_in_processes(
     studies: Sequence[Study], stages: Sequence[str], workers: int, bar: tqdm
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        workers, spawn, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         for stage in stages:
             bar.set_description(stage)
             futures = [future for study in studies for future in _submit(pool, study, stage)]

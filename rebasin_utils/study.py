@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cached_property
@@ -88,9 +88,22 @@ class Study:
 
     def state(self, node: Node, part: str = "final") -> State:
         """A network that a node stored: "final", or "epoch5" of a dense one."""
-        prefix = f"{part}/"
         tensors = self.load(node).tensors
-        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        names = self.model.state_dict()
+        return {n: tensors[f"{part}/{n}"] for n in names if f"{part}/{n}" in tensors}
+
+    def network(self, node: Node, part: str = "final") -> nn.Module:
+        """The same as a module on the study's device, in eval mode."""
+        net = self._build(seed=0)
+        net.load_state_dict(self.state(node, part))
+        return net.to(self.device).eval()
+
+    def match_batches(self) -> Iterator[Tensor]:
+        """The training images, without augmentation, on which activations are matched."""
+        images = self.train_images
+        if self.settings.match_samples is not None:
+            images = images.head(self.settings.match_samples)
+        return (x for x, _ in data.in_order(images, 500))
 
     def mask(self, seed: int, sparsity: float, role: str = "A") -> Mask:
         """The ticket of net A (or B) of pair `seed`."""
@@ -170,17 +183,14 @@ class Study:
 
     def _matching(self, nodes: list[Node], progress: Progress) -> None:
         s = self.settings
-        images = self.train_images
-        if s.match_samples is not None:
-            images = images.head(s.match_samples)
         for node in nodes:
             begin = time.monotonic()
-            moving, reference = (self.state(parent) for parent in node.parents)
+            moving, reference = (self.network(parent) for parent in node.parents)
             matched = matching.match_activations(
                 self.spec,
-                self._with(moving),
-                self._with(reference),
-                (x for x, _ in data.in_order(images, 500)),
+                moving,
+                reference,
+                self.match_batches(),
                 objective=s.match_on,
                 std=s.match_std,
             )
@@ -286,11 +296,6 @@ class Study:
         s = self.settings
         classes = data.source_of(s.dataset).classes
         return models.build(s.model, self._image_shape, classes, s.width, seed)
-
-    def _with(self, state: State) -> nn.Module:
-        net = self._build(seed=0)
-        net.load_state_dict(state)
-        return net.to(self.device).eval()
 
     @property
     def _image_shape(self) -> tuple[int, int, int]:

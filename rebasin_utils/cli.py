@@ -1,0 +1,232 @@
+"""The `rebasin` command: run a study, print its results, execute its notebooks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from rebasin_utils import figures, notebooks, presets, runner, tables
+from rebasin_utils.errors import InputError
+from rebasin_utils.paths import default_store, project_root
+from rebasin_utils.store import replace_synced
+from rebasin_utils.study import Study
+
+app = typer.Typer(
+    help="Why does a lottery-ticket mask not work for another random initialisation, and can it be "
+    "made to? Run the study, print its tables, execute its notebooks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+notebook_app = typer.Typer(help="The ordered notebooks.", no_args_is_help=True)
+app.add_typer(notebook_app, name="notebooks", rich_help_panel=None)
+
+
+class Format(StrEnum):
+    table = "table"
+    csv = "csv"
+    parquet = "parquet"
+
+
+Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")]
+StorePath = Annotated[
+    Path | None, typer.Option(help="Folder of the results. [default: $REBASIN_STORE or runs/store]")
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(help="Change a setting, e.g. --set seeds=5 --set dense.lr=0.1", metavar="F=V"),
+]
+
+
+@app.command("presets")
+def list_presets() -> None:
+    """List the named studies and what they are for."""
+    for name, studies in presets.PRESETS.items():
+        models = ", ".join(f"{s.model}×{s.width} on {s.dataset}" for s in studies[:2])
+        more = f" and {len(studies) - 2} more" if len(studies) > 2 else ""
+        typer.echo(f"{name:44} {presets.PURPOSE.get(name, models + more)}")
+
+
+@app.command()
+def run(
+    preset: Preset = "pocket",
+    workers: Workers = None,
+    store: StorePath = None,
+    device: Device = "auto",
+    set: Set = None,
+    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+) -> None:
+    """Compute what the store lacks of a study, and write its table."""
+    studies = _studies(preset, store, device, set)
+    begin = time.monotonic()
+    made = runner.run(studies, workers=workers, quiet=quiet)
+    table = _write_results(studies, preset)
+    typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
+
+
+@app.command()
+def results(
+    preset: Preset = "pocket",
+    store: StorePath = None,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.table,
+    set: Set = None,
+) -> None:
+    """Print the tidy table: one row per trained net that the store holds."""
+    table = runner.results(_studies(preset, store, "cpu", set))
+    if format is Format.csv:
+        typer.echo(table.to_csv(index=False), nl=False)
+    elif format is Format.parquet:
+        sys.stdout.buffer.write(table.to_parquet(index=False))
+    else:
+        typer.echo(table.drop(columns="artifact").to_string(index=False))
+
+
+@app.command()
+def verdict(preset: Preset = "pocket", store: StorePath = None, set: Set = None) -> None:
+    """Hold the results against the paper's claims."""
+    _print_verdicts(_studies(preset, store, "auto", set))
+
+
+@app.command()
+def study(
+    preset: Preset = "pocket",
+    workers: Workers = None,
+    store: StorePath = None,
+    device: Device = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="For notebooks and table. [default: runs/PRESET]")
+    ] = None,
+    figures_folder: Annotated[
+        Path | None, typer.Option("--figures", help="For the figures. [default: figures]")
+    ] = None,
+) -> None:
+    """The whole argument: run the study, execute the notebooks, draw the figures, give verdicts."""
+    studies = _studies(preset, store, device, None)
+    folder = folder or project_root() / "runs" / preset
+    begin = time.monotonic()
+    made = runner.run(studies, workers=workers)
+    typer.echo(f"study: {made} artifacts computed in {time.monotonic() - begin:.0f} s")
+    table = _write_results(studies, preset, folder)
+    begin = time.monotonic()
+    values = {"preset": preset, "store": str(studies[0].store.root), "device": device}
+    pages = notebooks.run_all(notebooks.find([]), values, folder)
+    typer.echo(f"notebooks: {len(pages)} executed in {time.monotonic() - begin:.0f} s")
+    _draw(studies, figures_folder or project_root() / "figures")
+    _print_verdicts(studies)
+    typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
+
+
+@notebook_app.command("list")
+def list_notebooks() -> None:
+    """List the notebooks, their questions and their parameters."""
+    for notebook in notebooks.all_notebooks():
+        typer.echo(f"{notebook.name}: {notebook.question}")
+        for name, default in notebook.parameters.items():
+            typer.echo(f"    {name} = {default!r}")
+
+
+@notebook_app.command("run")
+def run_notebooks(
+    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="e.g. -p preset=smoke", metavar="NAME=VALUE"),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the executed copies. [default: runs/notebooks]")
+    ] = None,
+) -> None:
+    """Execute notebooks with papermill and export each as a page."""
+    chosen = notebooks.find(names or [])
+    values = _assignments(parameters)
+    for name, value in values.items():
+        if not any(name in notebook.parameters for notebook in chosen):
+            notebooks.check_parameters(chosen[0], {name: value})
+    folder = folder or project_root() / "runs" / "notebooks"
+    for page in notebooks.run_all(chosen, values, folder):
+        typer.echo(page)
+
+
+def main() -> None:
+    """Entry point: the user's mistakes are one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"rebasin: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def _studies(
+    preset: str, store: Path | None, device: str, changes: list[str] | None
+) -> list[Study]:
+    values = _assignments(changes)
+    chosen = [settings.with_values(**values) for settings in presets.preset(preset)]
+    return [Study(settings, store or default_store(), device) for settings in chosen]
+
+
+def _assignments(texts: list[str] | None) -> dict[str, Any]:
+    """`name=value` texts as a dict; values are JSON where they can be, else strings."""
+    values = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{text!r}: write it as name=value")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
+
+
+def _write_results(studies: list[Study], preset: str, folder: Path | None = None) -> Path:
+    path = (folder or project_root() / "runs" / preset) / "results.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_synced(path, runner.results(studies).to_parquet(index=False))
+    return path
+
+
+def _draw(studies: list[Study], folder: Path) -> None:
+    for study in studies:
+        name = study.settings.name
+        path = tables.paths(study)
+        figures.save(figures.paths(path), folder, f"{name}-paths", path)
+        if not study.settings.sparsities or not study.settings.methods:
+            continue
+        table = study.results()
+        figures.save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
+        figures.save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
+        rounds = tables.rounds(study)
+        figures.save(figures.trajectory(rounds), folder, f"{name}-trajectory", rounds)
+        if study.settings.tickets_of_b:
+            overlaps = tables.overlaps(study)
+            figures.save(figures.overlaps(overlaps), folder, f"{name}-overlaps", overlaps)
+
+
+def _print_verdicts(studies: list[Study]) -> None:
+    with pd.option_context("display.max_colwidth", None, "display.width", 200):
+        middle = pd.concat([tables.midpoints(study) for study in studies], ignore_index=True)
+        typer.echo("\nAccuracy halfway between A and B, %:")
+        typer.echo(middle.round(1).to_string(index=False))
+        for study in studies:
+            if not study.settings.methods or not study.settings.sparsities:
+                continue
+            table = study.results()
+            typer.echo(f"\n{study.settings.name}: mean test accuracy, %")
+            typer.echo(tables.accuracy_grid(table).round(1).to_string())
+            sparsity = 0.9 if 0.9 in study.settings.sparsities else study.settings.sparsities[0]
+            typer.echo(f"\nVerdicts at {sparsity:.0%} sparsity:")
+            for row in tables.verdicts(table, sparsity).itertuples():
+                typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
+                typer.echo(f"    ours (n = {row.n}): {row.ours}")

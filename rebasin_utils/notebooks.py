@@ -1,0 +1,194 @@
+"""The ordered notebooks: found, checked against their parameters, run, and exported as pages."""
+
+from __future__ import annotations
+
+import ast
+import html
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import plotly.io
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from plotly.offline import get_plotlyjs
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.paths import project_root
+from rebasin_utils.store import replace_synced
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook: its file, the question it asks (its title), its papermill parameters."""
+
+    path: Path
+    question: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def all_notebooks() -> list[Notebook]:
+    """The notebooks of the project, in their order."""
+    folder = project_root() / "notebooks"
+    found = [_read(path) for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))]
+    if not found:
+        raise InputError(f"no notebooks in {folder}: run rebasin in a checkout of the project")
+    return found
+
+
+def find(names: Sequence[str]) -> list[Notebook]:
+    """The notebooks that `names` begin with ("04" is enough), or all for no names."""
+    known = all_notebooks()
+    chosen = []
+    for name in names:
+        fits = [n for n in known if n.name.startswith(name)]
+        if len(fits) != 1:
+            raise InputError(
+                f"notebook = {name!r}: choose one of {', '.join(n.name for n in known)}"
+            )
+        chosen += fits
+    return chosen or known
+
+
+def check_parameters(notebook: Notebook, values: Mapping[str, Any]) -> None:
+    """Refuse a parameter that the notebook lacks, or a value of another type than its default.
+
+    papermill itself passes misspelt names and the string "true" without a word.
+    """
+    for name, value in values.items():
+        if name not in notebook.parameters:
+            raise InputError(
+                f"{name} = {value!r}: {notebook.name} has no such parameter; it has "
+                f"{', '.join(notebook.parameters) or 'none'}"
+            )
+        default = notebook.parameters[name]
+        fits = isinstance(value, type(default)) or default is None
+        if isinstance(default, float) and isinstance(value, int):
+            fits = True
+        if isinstance(value, bool) and not isinstance(default, bool):
+            fits = False
+        if not fits:
+            raise InputError(
+                f"{name} = {value!r}: {notebook.name} expects {type(default).__name__}, "
+                f"as in {default!r}"
+            )
+
+
+def run_all(
+    notebooks: Sequence[Notebook],
+    values: Mapping[str, Any],
+    folder: Path,
+    workers: int = 2,
+) -> list[Path]:
+    """Execute notebooks with papermill, `workers` at a time, and export each as a page.
+
+    Args:
+        values: parameters; each notebook gets those that it has. Checked before anything starts.
+        folder: gets `<name>.ipynb`, `<name>.html`, `plotly.min.js` and `index.html`.
+
+    Returns:
+        The pages.
+
+    Raises:
+        InputError: when a notebook fails; its page and executed copy are there to look at.
+    """
+    for notebook in notebooks:
+        check_parameters(notebook, {k: v for k, v in values.items() if k in notebook.parameters})
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = list(pool.map(lambda n: _run(n, values, folder), notebooks))
+    _write_index(notebooks, outcomes, folder)
+    failed = [(n, error) for n, (_, error) in zip(notebooks, outcomes, strict=True) if error]
+    if failed:
+        notebook, error = failed[0]
+        raise InputError(f"{notebook.name} failed: {error}; see {folder / notebook.name}.html")
+    return [folder / f"{notebook.name}.html" for notebook in notebooks]
+
+
+def _run(notebook: Notebook, values: Mapping[str, Any], folder: Path) -> tuple[float, str]:
+    """Execute one notebook; returns its seconds and what went wrong, if anything."""
+    begin = time.monotonic()
+    executed = folder / f"{notebook.name}.ipynb"
+    error = ""
+    try:
+        papermill.execute_notebook(
+            notebook.path,
+            executed,
+            {k: v for k, v in values.items() if k in notebook.parameters},
+            cwd=notebook.path.parent,
+            kernel_name="python3",
+            progress_bar=False,
+        )
+    except PapermillExecutionError as raised:
+        error = f"{raised.ename}: {raised.evalue}"
+    page = export_html(nbformat.read(executed, as_version=4), notebook.question)
+    replace_synced(executed.with_suffix(".html"), page.encode())
+    return time.monotonic() - begin, error
+
+
+def export_html(notebook: NotebookNode, title: str) -> str:
+    """The notebook as a page that works without a network, its plotly figures alive.
+
+    The page needs `plotly.min.js` beside it.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            figure = output.get("data", {}).pop("application/vnd.plotly.v1+json", None)
+            if figure is not None:
+                output.data = {"text/html": _figure_html(figure)}
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.require_js_url = (
+        "plotly.min.js"  # plotly in place of require.js, which it conflicts with
+    )
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return body
+
+
+def _figure_html(figure: dict) -> str:
+    plain = {"data": figure["data"], "layout": figure["layout"]}
+    return plotly.io.to_html(plain, include_plotlyjs=False, full_html=False, validate=False)
+
+
+def _write_index(
+    notebooks: Sequence[Notebook], outcomes: Sequence[tuple[float, str]], folder: Path
+) -> None:
+    rows = "\n".join(
+        f'<tr><td><a href="{n.name}.html">{n.name}</a></td><td>{html.escape(n.question)}</td>'
+        f"<td>{seconds:.0f} s</td><td>{html.escape(error) or 'ok'}</td></tr>"
+        for n, (seconds, error) in zip(notebooks, outcomes, strict=True)
+    )
+    page = (
+        "<!doctype html><meta charset=utf-8><title>rebasin</title><style>body{font:16px/1.5 "
+        "sans-serif;max-width:60em;margin:3em auto}td{padding:.3em 1em .3em 0}</style>"
+        f"<h1>rebasin: the notebooks as executed</h1><table>\n{rows}\n</table>\n"
+    )
+    replace_synced(folder / "index.html", page.encode())
+
+
+def _read(path: Path) -> Notebook:
+    content = nbformat.read(path, as_version=4)
+    title = content.cells[0].source.splitlines()[0].lstrip("# ").strip()
+    return Notebook(path, title, _parameters(content))
+
+
+def _parameters(content: NotebookNode) -> dict[str, Any]:
+    """Names and default values of the cell tagged `parameters`: literals only."""
+    tagged = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
+    found = {}
+    for statement in ast.parse(tagged[0].source).body if tagged else []:
+        if isinstance(statement, ast.Assign):
+            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+        elif isinstance(statement, ast.AnnAssign):
+            found[statement.target.id] = ast.literal_eval(statement.value)
+    return found

@@ -1,0 +1,205 @@
+"""A still picture of a plotly figure, drawn by matplotlib.
+
+Plotly needs a browser to make an image; a bare machine has none, and a plain viewer shows no
+JavaScript. This draws the same traces, as they first appear: lines, markers, error bars, bars, heat
+maps and contours, in the figure's own panels, colours and titles.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+_MARKERS = {
+    "circle": "o",
+    "diamond": "D",
+    "square": "s",
+    "triangle-up": "^",
+    "x": "X",
+    "star": "*",
+    "cross": "P",
+}
+_DASHES = {None: "-", "solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+
+
+def png(figure: go.Figure, dpi: int = 110) -> bytes:
+    """The figure as a PNG, in its initial state (of sliders and menus)."""
+    buffer = io.BytesIO()
+    draw(figure).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw(figure: go.Figure) -> Figure:
+    """The figure as a matplotlib `Figure`.
+
+    Raises:
+        TypeError: when a visible trace is of a kind that is not drawn here.
+    """
+    layout = figure.layout
+    width, height = (layout.width or 860) / 100, (layout.height or 480) / 100
+    still = Figure(figsize=(width, height))
+    panels: dict[str, Axes] = {}
+    for trace in figure.data:
+        if trace.visible in (False, "legendonly"):
+            continue
+        name = (trace.yaxis or "y") if hasattr(trace, "yaxis") else "y"
+        if name not in panels:
+            panels[name] = _panel(still, layout, panels, name, trace.xaxis or "x")
+        if trace.type not in _DRAW:
+            raise TypeError(f"a {trace.type} trace cannot be drawn as a still picture")
+        _DRAW[trace.type](panels[name], trace, layout)
+    for shape in layout.shapes:
+        _line(panels[shape.yref.split(" ")[0]] if shape.yref != "paper" else _first(panels), shape)
+    for axes in panels.values():
+        if axes.get_legend_handles_labels()[0] and layout.showlegend is not False:
+            axes.legend(frameon=False, fontsize=8.5, loc="best")
+    title, _, below = _plain(layout.title.text or "").partition("\n")
+    still.text(0.02, 0.975, title, fontsize=12, va="top", weight="bold", wrap=True)
+    still.text(0.02, 0.915, below, fontsize=9, va="top", color="#444444")
+    return still
+
+
+def _panel(
+    still: Figure, layout: go.Layout, panels: dict[str, Axes], y_name: str, x_name: str
+) -> Axes:
+    """Axes where plotly has the panel, with its titles, ranges and scales."""
+    x, y = layout[f"xaxis{x_name[1:]}"], layout[f"yaxis{y_name[1:]}"]
+    left, right = x.domain or (0, 1)
+    bottom, top = y.domain or (0, 1)
+    shared = panels.get(y.matches) if y.matches else None
+    box = [
+        0.09 + 0.88 * left,
+        0.13 + 0.70 * bottom,
+        0.88 * (right - left) - 0.02,
+        0.70 * (top - bottom),
+    ]
+    axes = still.add_axes(box, sharey=shared)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(_plain(x.title.text or ""))
+    axes.set_ylabel(_plain(y.title.text or ""))
+    axes.tick_params(labelleft=y.showticklabels is not False)
+    for axis, set_scale, set_limits in (
+        (x, axes.set_xscale, axes.set_xlim),
+        (y, axes.set_yscale, axes.set_ylim),
+    ):
+        if axis.type == "log":
+            set_scale("log")
+        if axis.range:
+            set_limits(*(10 ** np.array(axis.range) if axis.type == "log" else axis.range))
+    if x.autorange == "reversed":
+        axes.invert_xaxis()
+    if y.autorange == "reversed":
+        axes.invert_yaxis()
+    if x.tickvals is not None:
+        axes.set_xticks(x.tickvals, x.ticktext)
+        axes.minorticks_off()
+    for note in layout.annotations:
+        if note.xref == "paper" and note.x is not None and left <= note.x <= right and note.text:
+            axes.set_title(_plain(note.text), fontsize=10)
+    return axes
+
+
+def _scatter(axes: Axes, trace: go.Scatter, layout: go.Layout) -> None:
+    mode = trace.mode or "lines"
+    style = {
+        "label": None if trace.showlegend is False else _plain(trace.name or "") or None,
+        "color": trace.line.color or trace.marker.color,
+        "linestyle": _DASHES[trace.line.dash] if "lines" in mode else "none",
+        "marker": _MARKERS.get(trace.marker.symbol or "circle", "o") if "markers" in mode else None,
+        "markersize": (trace.marker.size or 7) * 0.6 if np.isscalar(trace.marker.size or 7) else 4,
+        "linewidth": trace.line.width or 1.8,
+        "alpha": trace.opacity,
+    }
+    if not isinstance(style["color"], str | None):
+        style["color"] = None
+    bars = {
+        f"{axis}err": _extent(error)
+        for axis, error in (("x", trace.error_x), ("y", trace.error_y))
+        if error.array is not None
+    }
+    if bars:
+        axes.errorbar(trace.x, trace.y, **bars, capsize=3, **style)
+    else:
+        axes.plot(trace.x, trace.y, **style)
+    if "text" in mode and trace.text is not None:
+        for x, y, text in zip(trace.x, trace.y, np.atleast_1d(trace.text), strict=False):
+            axes.annotate(
+                _plain(str(text)), (x, y), fontsize=9, xytext=(5, 5), textcoords="offset points"
+            )
+
+
+def _bar(axes: Axes, trace: go.Bar, layout: go.Layout) -> None:
+    style = {"label": trace.name, "color": trace.marker.color, "alpha": trace.opacity}
+    siblings = getattr(axes, "bars_drawn", 0)
+    axes.bars_drawn = siblings + 1
+    if trace.orientation == "h":
+        axes.barh(trace.y, trace.x, **style)
+        return
+    names = list(dict.fromkeys([t.get_text() for t in axes.get_xticklabels()] if siblings else []))
+    names = names if names and set(map(str, trace.x)) <= set(names) else list(map(str, trace.x))
+    places = np.arange(len(trace.x)) + (
+        0 if layout.barmode in ("stack", "overlay") else 0.27 * siblings
+    )
+    error = None if trace.error_y.array is None else _extent(trace.error_y)
+    axes.bar(places, trace.y, width=0.25 if layout.barmode == "group" else 0.8, yerr=error, **style)
+    shift = 0.27 * siblings / 2 if layout.barmode == "group" else 0
+    axes.set_xticks(
+        np.arange(len(names)) + shift, names, fontsize=8, rotation=20 if len(names) > 5 else 0
+    )
+
+
+def _heatmap(axes: Axes, trace: go.Heatmap, layout: go.Layout) -> None:
+    z = np.asarray(trace.z, dtype=float)
+    axes.imshow(z, aspect="auto", cmap=_colours(trace, layout), vmin=trace.zmin, vmax=trace.zmax)
+
+
+def _contour(axes: Axes, trace: go.Contour, layout: go.Layout) -> None:
+    z = np.asarray(trace.z, dtype=float)
+    x = np.arange(z.shape[1]) if trace.x is None else trace.x
+    y = np.arange(z.shape[0]) if trace.y is None else trace.y
+    drawn = axes.contourf(x, y, z, levels=20, cmap=_colours(trace, layout))
+    axes.figure.colorbar(drawn, ax=axes)
+
+
+_DRAW = {"scatter": _scatter, "bar": _bar, "heatmap": _heatmap, "contour": _contour}
+
+
+def _extent(error: go.scatter.ErrorY) -> np.ndarray:
+    plus = np.nan_to_num(np.asarray(error.array, dtype=float))
+    minus = plus if error.arrayminus is None else np.asarray(error.arrayminus, dtype=float)
+    return np.stack([minus, plus])
+
+
+def _line(axes: Axes, shape: go.layout.Shape) -> None:
+    style = {
+        "color": shape.line.color,
+        "linestyle": _DASHES[shape.line.dash],
+        "linewidth": shape.line.width or 1.4,
+        "zorder": 0,
+    }
+    if shape.y0 == shape.y1:
+        axes.axhline(shape.y0, **style)
+    elif shape.x0 == shape.x1:
+        axes.axvline(shape.x0, **style)
+
+
+def _colours(trace: go.Heatmap | go.Contour, layout: go.Layout) -> LinearSegmentedColormap:
+    scale = trace.colorscale
+    stops = (
+        [(float(at), colour) for at, colour in scale] if scale else [(0, "white"), (1, "#0072B2")]
+    )
+    return LinearSegmentedColormap.from_list("plotly", stops)
+
+
+def _first(panels: dict[str, Axes]) -> Axes:
+    return next(iter(panels.values()))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"<[^>]+>", "", re.sub(r"<br\s*/?>", "\n", text))
