@@ -172,12 +172,6 @@ def source_of(name: str) -> Source:
     return SOURCES[name]
 
 
-def check_available(name: str) -> None:
-    """Raise the InputError of `load` now, when the files are missing, rather than in a worker."""
-    for split in ("train", "test"):
-        _read(name, split)
-
-
 @lru_cache(maxsize=4)
 def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
     source = SOURCES[name]
@@ -185,9 +179,9 @@ def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
         with np.load(embedded.FILE) as arrays:
             pixels = torch.from_numpy(arrays[f"{split}_images"])[:, None]
             return pixels, torch.from_numpy(arrays[f"{split}_labels"]).long()
-    if name == "fashion-mnist" and "REBASIN_DATA" not in os.environ:
-        if DEBIAN_FASHION_MNIST.is_dir():
-            return _read_debian_fashion_mnist(split)
+    on_debian = name == "fashion-mnist" and DEBIAN_FASHION_MNIST.is_dir()
+    if on_debian and "REBASIN_DATA" not in os.environ:
+        return _read_debian_fashion_mnist(split)
     pixels, labels = _read_torchvision(name, split)
     pixels = np.asarray(pixels)
     if pixels.ndim == 3:

@@ -137,6 +137,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
             )
     figure.add_hline(0, line=dict(color=COLOURS["naive"], width=2))
     _lay_out(figure, "rewind epoch k", "")
+    figure.update_layout(margin_t=120)
     figure.update_yaxes(title="gain over naive, pp", col=1)
     figure.update_layout(
         title=f"The matched permutation changes accuracy by {mean['permuted']:+.1f} pp, a random "
@@ -206,6 +207,7 @@ def correlations(before: np.ndarray, after: np.ndarray, group: str) -> go.Figure
     figure.update_yaxes(autorange="reversed")
     _lay_out(figure, "unit of A", "unit of B")
     figure.update_yaxes(title="", col=2)
+    figure.update_layout(margin_t=120)
     mean = np.diagonal(before).mean(), np.diagonal(after).mean()
     figure.update_layout(
         title=f"Matching finds each unit's counterpart: mean correlation {mean[0]:.2f} → "

@@ -83,13 +83,13 @@ def sparsity(mask: Mask) -> float:
 
 
 def global_sparsity(mask: Mask, model: nn.Module) -> float:
-    """Share of *all* parameters of the network (biases, batch norm, shortcuts too) that are zero."""
+    """Share of *all* parameters of the network (biases, batch norm, shortcuts) that are zero."""
     zeros = sum(kept.numel() for kept in mask.values()) - count(mask)
     return zeros / sum(p.numel() for p in model.parameters())
 
 
 def overlap(first: Mask, second: Mask) -> float:
-    """Share of the weights kept by `first` that `second` keeps too; chance level is 1 - sparsity."""
+    """Share of the weights kept by `first` that `second` keeps too; by chance 1 - sparsity."""
     both = sum(int((first[name] & second[name]).sum()) for name in first)
     return both / max(count(first), 1)
 

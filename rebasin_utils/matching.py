@@ -39,7 +39,8 @@ class GroupMatch:
     """How well one group matched.
 
     before, after: mean similarity of a unit with the one in its place, unmatched and matched.
-    moved: share of the units that change places. dead: units that are constant in either net.
+    moved: share of the units that change places. dead: units that are constant on all inputs, in
+    the net that has more of them.
     """
 
     units: int
@@ -215,7 +216,7 @@ class _Moments:
             result = covariance / (std_b[:, :, None] * std_a[:, None, :] + 1e-4)
         else:
             scale = var_b.sqrt()[:, :, None] * var_a.sqrt()[:, None, :]
-            result = torch.where(scale > 0, covariance / scale, 0.0)
+            result = torch.where(scale == 0, 0.0, covariance / scale)
         return result.mean(0).numpy(), dead
 
 

@@ -13,6 +13,7 @@ modules, so that each activation has a name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class MLP(nn.Module):
         sizes = [image_shape[0] * image_shape[1] * image_shape[2], *(h * width for h in hidden)]
         self.flatten = nn.Flatten()
         self.layers = nn.Sequential()
-        for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             self.layers.add_module(f"linear{i}", nn.Linear(fan_in, fan_out))
             self.layers.add_module(f"relu{i}", nn.ReLU())
         self.classifier = nn.Linear(sizes[-1], classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,8 @@ def export_html(notebook: NotebookNode, title: str) -> str:
     The page needs `plotly.min.js` beside it.
     """
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((\d\d-[\w-]+)\.ipynb\)", r"](\1.html)", cell.source)
         for output in cell.get("outputs", []):
             figure = output.get("data", {}).pop("application/vnd.plotly.v1+json", None)
             if figure is not None:

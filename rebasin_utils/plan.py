@@ -2,7 +2,8 @@
 
     dense A, dense B -> matching -> connectivity (the path between A and B)
     dense A -> imp round 1 -> round 2 -> … (branches land on the target sparsities)
-    dense A or B, imp, matching -> sparse (one run for every method, sparsity, rewind epoch, seed)
+    rewind: dense A or B after k epochs
+    rewind, imp, matching -> sparse (one run for every method, sparsity, rewind epoch, seed)
 
 Nothing here computes anything: a `Plan` is a function of the `Settings` alone.
 """
@@ -13,7 +14,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 
 from rebasin_utils import pruning
 from rebasin_utils.pruning import Round
@@ -21,10 +22,10 @@ from rebasin_utils.settings import Settings, SparseMethod
 from rebasin_utils.store import Key
 from rebasin_utils.training import TOGETHER
 
-STAGES = ("dense", "imp", "matching", "connectivity", "sparse")
+STAGES = ("dense", "rewind", "imp", "matching", "connectivity", "sparse")
 
 #: Raised by one whenever a stage would compute something else from the same settings.
-VERSIONS = {"dense": 1, "imp": 1, "matching": 1, "connectivity": 1, "sparse": 1}
+VERSIONS = dict.fromkeys(STAGES, 1)
 
 ROLES = ("A", "B")
 
@@ -65,15 +66,27 @@ class Plan:
         self._net = f"{settings.model}-w{settings.width}"
 
     def dense(self, role: str, seed: int) -> Node:
-        """Net A or B of a pair, trained from its own init; keeps the states to rewind to."""
+        """Net A or B of a pair, trained from its own init."""
+        key = self._key("dense", f"{role}-seed{seed}", self._dense_run(role, seed))
+        return Node(key, seed, epochs=self.settings.dense.epochs, role=role)
+
+    def rewind(self, role: str, seed: int, epoch: int) -> Node:
+        """The state of a dense run after `epoch` epochs; 0 is its init.
+
+        Stored when the run is made. An epoch that is asked for later costs only the epochs up to
+        it, and nothing else is computed again.
+        """
+        depends_on = self._dense_run(role, seed) | {"after": epoch}
+        key = self._key("rewind", f"{role}-epoch{epoch}-seed{seed}", depends_on)
+        return Node(key, seed, role=role, rewind_epoch=epoch)
+
+    def _dense_run(self, role: str, seed: int) -> dict:
         s = self.settings
-        depends_on = {
+        return {
             **{f: getattr(s, f) for f in ("dataset", "pool", "train_limit", "augment")},
             **{"model": s.model, "width": s.width, "recipe": asdict(s.dense)},
-            **{"snapshots": sorted({0, *s.snapshots.values()}), "role": role, "seed": seed},
+            **{"role": role, "seed": seed},
         }
-        key = self._key("dense", f"{role}-seed{seed}", depends_on)
-        return Node(key, seed, epochs=s.dense.epochs, role=role)
 
     def imp(self, role: str, seed: int, step: Round) -> Node:
         """One pruning round of a net's trajectory."""
@@ -111,13 +124,14 @@ class Plan:
         """Loss and accuracy on the path from A, permuted or not, to B."""
         s = self.settings
         parents = (self.dense("A", seed), self.dense("B", seed), self.matching(seed))
-        depends_on = {"alphas": list(s.alphas), "statistics_samples": s.statistics_samples}
+        depends_on = {f: getattr(s, f) for f in ("alphas", "path_samples", "statistics_samples")}
         return Node(self._key("connectivity", f"seed{seed}", depends_on, parents), seed, parents)
 
     def sparse(self, method: SparseMethod, sparsity: float, rewind_epoch: int, seed: int) -> Node:
         """One sparse run: A with its ticket (lth), or B with what `method` makes of it."""
         s = self.settings
-        start = self.dense("A" if method == "lth" else "B", seed)
+        role = "A" if method == "lth" else "B"
+        start = self.rewind(role, seed, s.snapshots[rewind_epoch])
         parents = (start, self.ticket("A", seed, sparsity))
         if method == "permuted":
             parents += (self.matching(seed),)
@@ -125,7 +139,6 @@ class Plan:
         depends_on = {
             "method": method,
             "recipe": asdict(recipe),
-            "snapshot": s.snapshots[rewind_epoch],
             "seed": seed,
         }
         label = f"{method}-S{sparsity:.4g}-k{rewind_epoch}-seed{seed}"
@@ -155,6 +168,12 @@ class Plan:
         pruned = ROLES if s.tickets_of_b else ("A",)
         return {
             "dense": [self.dense(role, seed) for seed in seeds for role in ROLES],
+            "rewind": [
+                self.rewind(role, seed, epoch)
+                for epoch in s.snapshots.values()
+                for seed in seeds
+                for role in ROLES
+            ],
             "imp": [
                 self.imp(r, seed, step) for r in pruned for seed in seeds for step in self.rounds
             ],
@@ -180,7 +199,7 @@ class Plan:
         The lots do not depend on how many workers there are.
         """
         nodes = self.nodes(stage)
-        if stage == "sparse":
+        if stage in ("sparse", "rewind"):
             return [
                 lot
                 for _, group in groupby(nodes, key=lambda n: n.rewind_epoch)
@@ -188,7 +207,7 @@ class Plan:
             ]
         of_one_net = [list(group) for _, group in groupby(nodes, key=lambda n: (n.role, n.seed))]
         size = TOGETHER // 3 if together else 1
-        return [sum(lot, []) for lot in _lots(of_one_net, size)]
+        return [list(chain.from_iterable(lot)) for lot in _lots(of_one_net, size)]
 
     def _key(self, stage: str, label: str, depends_on: dict, parents: Sequence[Node] = ()) -> Key:
         label = f"{self._net}-{label}"

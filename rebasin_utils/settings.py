@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -46,7 +47,9 @@ class Settings(BaseModel):
     seeds: int = Field(3, ge=1, le=1000, description="number of A–B pairs")
     dense: Recipe = Field(description="training of A and B")
     imp: Recipe = Field(description="fine-tuning after every pruning round")
-    sparse_lr: float = Field(0.02, gt=0, description="learning rate of the sparse runs")
+    sparse_lr: float = Field(
+        0.02, gt=0, allow_inf_nan=False, description="learning rate of the sparse runs"
+    )
     sparsities: tuple[Sparsity, ...] = Field((), description="target sparsities of the tickets")
     rewind_epochs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="the sparse runs start from the dense nets after this many epochs"
@@ -61,6 +64,7 @@ class Settings(BaseModel):
     alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), description="points of the path between A and B"
     )
+    path_samples: int | None = Field(None, ge=1, description="test images to measure a path on")
     statistics_samples: int = Field(
         2000, ge=1, description="training images over which batch norm is recomputed on a path"
     )
@@ -165,6 +169,10 @@ def _sentence(error: ValidationError) -> str:
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).lstrip(".")
     what = first["msg"].removeprefix("Value error, ")
     what = what.replace("Input should be", "must be")
+    if first["type"] == "missing":
+        return f"{where}: this setting is required"
     if first["type"] == "extra_forbidden":
         what = f"no such setting; there are {_join(Settings.model_fields)}"
+    if first["type"] == "unexpected_keyword_argument":
+        what = f"no such setting; there are {_join(f.name for f in fields(Recipe))}"
     return f"{where} = {first['input']!r}: {what}" if where else what

@@ -2,8 +2,9 @@
 
 An artifact is a folder `<stage>/<label>-<key>/` with `tensors.safetensors` and `record.json`. Its
 key is the hash of everything it depends on: its stage and version, its settings, its parents' keys.
-It is written to a temporary folder, synced and renamed, so that it is whole or absent; its checksum
-is verified when it is read, and a damaged one is set aside (never deleted) and computed again.
+It is written to a temporary folder, synced and renamed, so that it is whole or absent; checksums of
+tensors and record are verified when they are read, and a damaged artifact is set aside (never
+deleted) and computed again.
 Nothing that could execute code is ever read: safetensors and JSON only.
 """
 
@@ -16,9 +17,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 from safetensors.torch import load as load_tensors
@@ -26,6 +28,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rebasin_utils.errors import InputError
+
+T = TypeVar("T")
 
 TENSORS, RECORD = "tensors.safetensors", "record.json"
 
@@ -88,30 +92,34 @@ class Store:
     def __contains__(self, key: Key) -> bool:
         return (self.root / key.path / RECORD).is_file()
 
-    def record(self, key: Key) -> dict:
-        """The record alone, without reading the tensors."""
-        return json.loads((self.root / key.path / RECORD).read_text())
+    def record(self, key: Key) -> dict | None:
+        """The record alone; None when it is absent or damaged (then the artifact is set aside)."""
+        return self._checked(key, _read_record)
 
     def get(self, key: Key) -> Artifact | None:
-        """The artifact, or None when it is absent or was damaged (then it is set aside)."""
+        """The artifact, or None when it is absent or damaged (then it is set aside)."""
+        return self._checked(key, _read_artifact)
+
+    def _checked(self, key: Key, read: Callable[[Path], T]) -> T | None:
         folder = self.root / key.path
+        if not folder.is_dir():
+            return None
         try:
-            record = json.loads((folder / RECORD).read_text())
-            raw = (folder / TENSORS).read_bytes()
-        except FileNotFoundError:
-            if not folder.is_dir():
-                return None
-            return self._set_aside(key, "a file is missing")
-        except json.JSONDecodeError:
-            return self._set_aside(key, "its record is not JSON")
-        if hashlib.sha256(raw).hexdigest() != record.get("sha256"):
-            return self._set_aside(key, "its checksum does not match")
-        return Artifact(record, load_tensors(raw))
+            return read(folder)
+        except _Damaged:
+            with self.lock(f"{key.digest}-aside"):  # another process may have mended it meanwhile
+                if not folder.is_dir():
+                    return None
+                try:
+                    return read(folder)
+                except _Damaged as damaged:
+                    return self._set_aside(key, str(damaged))
 
     def put(self, key: Key, record: Mapping, tensors: Mapping[str, Tensor]) -> None:
         """Write an artifact, whole or not at all; one that is there already stays."""
         raw = save_tensors({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
         record = {**record, "sha256": hashlib.sha256(raw).hexdigest()}
+        record["record_sha256"] = _record_digest(record)
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
         target = self.root / key.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +127,8 @@ class Store:
         try:
             write_synced(temporary / TENSORS, raw)
             write_synced(temporary / RECORD, text.encode())
-            try:
-                temporary.rename(target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
+            if self.record(key) is None:  # sets aside what is damaged, so that the place is free
+                _rename_unless_there(temporary, target)
             _sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -146,13 +151,54 @@ class Store:
         warnings.warn(
             f"{key.path} is damaged ({why}): set aside in {aside.relative_to(self.root)}, "
             "it will be computed again",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _damaged(self) -> Path:
         folder = self.root / ".damaged"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+class _Damaged(Exception):
+    """What is wrong with a stored artifact."""
+
+
+def _read_record(folder: Path) -> dict:
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        intact = record.pop("record_sha256") == _record_digest(record)
+    except FileNotFoundError:
+        raise _Damaged("its record is missing") from None
+    except (ValueError, LookupError, AttributeError):
+        raise _Damaged("its record cannot be read") from None
+    if not intact:
+        raise _Damaged("the checksum of its record does not match")
+    return record
+
+
+def _read_artifact(folder: Path) -> Artifact:
+    record = _read_record(folder)
+    try:
+        raw = (folder / TENSORS).read_bytes()
+    except FileNotFoundError:
+        raise _Damaged("its tensors are missing") from None
+    if hashlib.sha256(raw).hexdigest() != record["sha256"]:
+        raise _Damaged("the checksum of its tensors does not match")
+    return Artifact(record, load_tensors(raw))
+
+
+def _record_digest(record: Mapping) -> str:
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rename_unless_there(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def write_synced(path: Path, content: bytes) -> None:

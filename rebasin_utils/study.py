@@ -6,8 +6,10 @@ store, or computes and stores first. A run is computed once for every study that
 
 from __future__ import annotations
 
+import math
 import platform
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -32,7 +34,7 @@ from rebasin_utils.permutation import (
 from rebasin_utils.plan import STAGES, Node, Plan, derive_seed
 from rebasin_utils.settings import Settings
 from rebasin_utils.store import Artifact, Store
-from rebasin_utils.training import Job, Metrics, Trained, evaluate, train_many
+from rebasin_utils.training import Job, Metrics, Recipe, Trained, evaluate, train_many
 
 Progress = Callable[[int], None]
 
@@ -59,8 +61,7 @@ class Study:
         self.store = store if isinstance(store, Store) else Store(store)
         self.device = torch_device(device)
         self.plan = Plan(settings)
-        self.model  # noqa: B018 (refuses a model that does not fit before any work)
-        data.check_available(settings.dataset)
+        self._check()
 
     # ---------------------------------------------------------------- what a study is made of
 
@@ -87,7 +88,7 @@ class Study:
         return spec
 
     def state(self, node: Node, part: str = "final") -> State:
-        """A network that a node stored: "final", or "epoch5" of a dense one."""
+        """The network that a node stored ("final"), or its "mask"."""
         tensors = self.load(node).tensors
         names = self.model.state_dict()
         return {n: tensors[f"{part}/{n}"] for n in names if f"{part}/{n}" in tensors}
@@ -127,29 +128,46 @@ class Study:
 
     def compute(self, nodes: Sequence[Node], progress: Progress = lambda epochs: None) -> None:
         """Compute and store those of the nodes, all of one stage, that are missing."""
+        lacking = [node for node in nodes if node.key not in self.store]
+        inside = {node.key.digest for node in lacking}
+        for node in lacking:
+            for parent in node.parents:
+                if parent.key.digest not in inside:
+                    self.load(parent)  # now, so that no lock is held while it is waited for
         with ExitStack() as held:
-            for digest in sorted(node.key.digest for node in nodes):
+            for digest in sorted(inside):
                 held.enter_context(self.store.lock(digest))
-            lacking = [node for node in nodes if node.key not in self.store]
+            lacking = [node for node in lacking if node.key not in self.store]
             for _, level in groupby(sorted(lacking, key=_level), key=_level):
                 level = list(level)
                 getattr(self, f"_{level[0].stage}")(level, progress)
 
     def _dense(self, nodes: list[Node], progress: Progress) -> None:
-        epochs = tuple({0, *self.settings.snapshots.values()})
-        jobs = [
-            Job(
-                self._build(derive_seed("init", n.role, n.seed)).state_dict(),
-                derive_seed("data", n.role, n.seed),
-                snapshots=epochs,
-                checkpoint=self.store.checkpoint(n.key),
-            )
-            for n in nodes
-        ]
+        jobs = [self._dense_job(n, tuple({0, *self.settings.snapshots.values()})) for n in nodes]
         done = self._train(jobs, self.settings.dense, progress)
         for node, trained, test in zip(nodes, done, self._test(done), strict=True):
-            parts = {f"epoch{e}": state for e, state in trained.snapshots.items()}
-            self._put_run(node, trained, test, {"final": trained.state, **parts})
+            for epoch, state in trained.snapshots.items():
+                rewind = self.plan.rewind(node.role, node.seed, epoch)
+                self._put(rewind, {"seconds": 0.0}, _named("final", state))
+            self._put_run(node, trained, test, {"final": trained.state})
+
+    def _rewind(self, nodes: list[Node], progress: Progress) -> None:
+        """The first epochs of dense runs again, for states that were not kept."""
+        epoch = nodes[0].rewind_epoch
+        jobs = [self._dense_job(node, (epoch,)) for node in nodes]
+        for node, trained in zip(
+            nodes, self._train(jobs, self.settings.dense, progress, until=epoch), strict=True
+        ):
+            self._put(node, {"seconds": trained.seconds}, _named("final", trained.state))
+            self.store.checkpoint(node.key).unlink(missing_ok=True)
+
+    def _dense_job(self, node: Node, snapshots: tuple[int, ...]) -> Job:
+        return Job(
+            self._build(derive_seed("init", node.role, node.seed)).state_dict(),
+            derive_seed("data", node.role, node.seed),
+            snapshots=snapshots,
+            checkpoint=self.store.checkpoint(node.key),
+        )
 
     def _imp(self, nodes: list[Node], progress: Progress) -> None:
         step = nodes[0].round
@@ -185,6 +203,7 @@ class Study:
         s = self.settings
         for node in nodes:
             begin = time.monotonic()
+            self._refuse_diverged(node.parents)
             moving, reference = (self.network(parent) for parent in node.parents)
             matched = matching.match_activations(
                 self.spec,
@@ -199,6 +218,9 @@ class Study:
 
     def _connectivity(self, nodes: list[Node], progress: Progress) -> None:
         s = self.settings
+        images = self.test_images
+        if s.path_samples is not None:
+            images = images.head(s.path_samples)
         resets = {"": None}
         if interpolation.has_batch_norm(self.model):
             resets["_bn_reset"] = self.train_images.head(s.statistics_samples)
@@ -211,23 +233,22 @@ class Study:
             }
             paths = {
                 name + suffix: interpolation.path(
-                    self.model, end, reference, s.alphas, self.test_images, statistics=images
+                    self.model, end, reference, s.alphas, images, statistics=statistics
                 )
                 for name, end in ends.items()
-                for suffix, images in resets.items()
+                for suffix, statistics in resets.items()
             }
             metrics = {
                 "alphas": list(s.alphas),
-                **{name: [point._asdict() for point in path] for name, path in paths.items()},
+                **{name: [_finite(point) for point in path] for name, path in paths.items()},
             }
             self._put(node, {"metrics": metrics, "seconds": time.monotonic() - begin}, {})
 
     def _sparse(self, nodes: list[Node], progress: Progress) -> None:
-        snapshot = self.settings.snapshots[nodes[0].rewind_epoch]
         used = [self._mask_for(node) for node in nodes]
         jobs = [
             Job(
-                self.state(node.parents[0], f"epoch{snapshot}"),
+                self.state(node.parents[0]),
                 derive_seed("sparse", node.seed),
                 mask,
                 checkpoint=self.store.checkpoint(node.key),
@@ -259,16 +280,18 @@ class Study:
 
         Accuracies are shares in [0, 1], losses nats, seconds the run's share of its batch's time.
         """
-        rows = [
-            self._row(node)
+        nodes = [
+            node
             for stage in ("dense", "imp", "sparse")
             for node in self.plan.nodes(stage)
-            if node.key in self.store and (stage != "imp" or node.round.targets)
+            if stage != "imp" or node.round.targets
         ]
+        records = [self.store.record(node.key) for node in nodes]
+        rows = [self._row(n, record) for n, record in zip(nodes, records, strict=True) if record]
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
-    def _row(self, node: Node) -> dict:
-        s, record = self.settings, self.store.record(node.key)
+    def _row(self, node: Node, record: dict) -> dict:
+        s = self.settings
         epochs = node.epochs * (node.round.number if node.round else 1)
         sparsity = node.sparsity
         if node.round:
@@ -302,10 +325,38 @@ class Study:
         channels, height, width = data.source_of(self.settings.dataset).shape
         return channels, height // self.settings.pool, width // self.settings.pool
 
-    def _train(self, jobs: list[Job], recipe, progress: Progress) -> list[Trained]:
-        augment = self.settings.augment
+    def _check(self) -> None:
+        """Whatever can be refused before any work is."""
+        s = self.settings
+        self.model  # noqa: B018 (refuses images that are too small)
+        samples = len(data.load(s.dataset, "train", s.pool, s.train_limit))
+        for name, recipe in (("dense", s.dense), ("imp", s.imp)):
+            if recipe.batch_size > samples:
+                raise InputError(
+                    f"{name}.batch_size = {recipe.batch_size}: there are {samples} training images"
+                )
+        data.load(s.dataset, "test", s.pool)
+
+    def _refuse_diverged(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            if self.store.record(node.key)["metrics"]["diverged"]:
+                raise InputError(
+                    f"net {node.role} of pair {node.seed} diverged in its dense training, so it "
+                    f"can be neither matched nor pruned; try a smaller dense.lr than "
+                    f"{self.settings.dense.lr}"
+                )
+
+    def _train(
+        self, jobs: list[Job], recipe: Recipe, progress: Progress, until: int | None = None
+    ) -> list[Trained]:
         return train_many(
-            self.model, jobs, recipe, self.train_images, augment=augment, progress=progress
+            self.model,
+            jobs,
+            recipe,
+            self.train_images,
+            augment=self.settings.augment,
+            until=until,
+            progress=progress,
         )
 
     def _test(self, done: Sequence[Trained]) -> list[Metrics]:
@@ -321,15 +372,15 @@ class Study:
     ) -> None:
         metrics = {
             "test_accuracy": test.accuracy,
-            "test_loss": None if trained.diverged else test.loss,
+            "test_loss": _finite(test)["loss"],
             "diverged": trained.diverged,
             "prunable_sparsity": masks.sparsity(mask) if mask else 0.0,
             "global_sparsity": masks.global_sparsity(mask, self.model) if mask else 0.0,
         }
-        losses = [None if trained.diverged else loss for loss in trained.losses]
+        losses = [loss if math.isfinite(loss) else None for loss in trained.losses]
         record = {"metrics": metrics, "train_losses": losses, "seconds": trained.seconds}
-        tensors = {f"{part}/{n}": t for part, state in parts.items() for n, t in state.items()}
-        self._put(node, record, tensors)
+        tensors = [_named(part, state) for part, state in parts.items()]
+        self._put(node, record, dict(ChainMap(*tensors)))
         self.store.checkpoint(node.key).unlink(missing_ok=True)
 
     def _put(self, node: Node, record: dict, tensors: dict[str, Tensor]) -> None:
@@ -347,6 +398,16 @@ class Study:
             },
         }
         self.store.put(node.key, {**provenance, **record}, tensors)
+
+
+def _named(part: str, state: State) -> dict[str, Tensor]:
+    """A state under the names that it has in an artifact."""
+    return {f"{part}/{name}": tensor for name, tensor in state.items()}
+
+
+def _finite(metrics: Metrics) -> dict[str, float | None]:
+    """As a dict for JSON, which knows no infinity."""
+    return {k: v if math.isfinite(v) else None for k, v in metrics._asdict().items()}
 
 
 def _level(node: Node) -> tuple:

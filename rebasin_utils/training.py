@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,6 +100,7 @@ def train_many(
     images: Images,
     *,
     augment: bool = False,
+    until: int | None = None,
     progress: Callable[[int], None] = lambda epochs: None,
     checkpoint_seconds: float = 60.0,
 ) -> list[Trained]:
@@ -108,6 +110,7 @@ def train_many(
         model: gives the architecture only; it is not changed.
         images: the training split, on the device to train on.
         augment: crop and flip as `images.source` says.
+        until: stop after this epoch of the recipe; None trains to its end.
         progress: called with the number of run-epochs finished since the last call.
         checkpoint_seconds: least time between two checkpoints of a run that has a file for them.
 
@@ -119,7 +122,7 @@ def train_many(
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, begun in _groups(jobs, together):
         group = _Group(model, [jobs[i] for i in chosen], begun, recipe, batches)
-        for i, trained in zip(chosen, group.run(progress, checkpoint_seconds), strict=True):
+        for i, trained in zip(chosen, group.run(until, progress, checkpoint_seconds), strict=True):
             results[i] = trained
     return results
 
@@ -139,7 +142,7 @@ def evaluate(
     for start in range(0, len(states), together):
         net = _net(model, states[start : start + together], images.pixels.device)
         net.module.eval()
-        correct = torch.zeros(net.runs, device=images.pixels.device)
+        correct = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
         loss = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
         for x, y in in_order(images, batch_size):
             logits = net.logits(x.expand(net.runs, *x.shape))
@@ -261,7 +264,12 @@ class _Progress:
     def of(cls, job: Job) -> _Progress:
         """The job's beginning, or where its checkpoint left it."""
         if job.checkpoint is not None and job.checkpoint.is_file():
-            return cls.read(job.checkpoint)
+            try:
+                return cls.read(job.checkpoint)
+            except (SafetensorError, ValueError, LookupError) as error:
+                warnings.warn(
+                    f"{job.checkpoint} is damaged ({error}): the run starts again", stacklevel=2
+                )
         return cls(0, job.state)
 
     @classmethod
@@ -339,15 +347,18 @@ class _Group:
                 stacked = torch.stack(buffers) if isinstance(self.net, _Stacked) else buffers[0]
                 self.optimizer.state[p]["momentum_buffer"] = stacked.expand_as(p).clone()
 
-    def run(self, progress: Callable[[int], None], checkpoint_seconds: float) -> list[Trained]:
+    def run(
+        self, until: int | None, progress: Callable[[int], None], checkpoint_seconds: float
+    ) -> list[Trained]:
         saved = time.monotonic()
+        last = self.recipe.epochs if until is None else until
         self._keep_snapshots()
-        while self.epoch < self.recipe.epochs:
+        while self.epoch < last:
             self._epoch()
             self._keep_snapshots()
             progress(self.net.runs)
             due = time.monotonic() - saved >= checkpoint_seconds
-            if due and self.epoch < self.recipe.epochs:
+            if due and self.epoch < last:
                 self._write_checkpoints()
                 saved = time.monotonic()
         return [
