@@ -27,7 +27,7 @@ def prunable(model: nn.Module, include_shortcuts: bool = False) -> tuple[str, ..
     """
     left_out = () if include_shortcuts else getattr(model, "not_prunable", ())
     names = (
-        f"{name}.weight"
+        f"{name}.weight".removeprefix(".")
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     )

@@ -1,7 +1,6 @@
 """Run studies: every missing artifact, in this process or in several.
 
-Stage after stage, the missing artifacts are dealt in lots to worker processes with one thread each;
-they share the store, so nothing but names and counts travels between them. The lots and the
+Stage after stage, the missing artifacts are dealt in lots to worker processes; they share the store, so nothing but names and counts travels between them. The lots and the
 arithmetic do not depend on the number of workers, and neither do the results.
 """
 
@@ -9,22 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.plan import STAGES, Node
 from rebasin_utils.settings import Settings
+from rebasin_utils.stacking import stackable
 from rebasin_utils.store import Store
 from rebasin_utils.study import Study
-from rebasin_utils.training import stackable
 
 
 def run(
@@ -78,22 +75,19 @@ def _lots(study: Study, stage: str) -> list[list[Node]]:
 
 
 def _run_here(studies: Sequence[Study], stages: Sequence[str], bar: tqdm) -> None:
-    with one_thread():
-        for stage in stages:
-            bar.set_description(stage)
-            for study in studies:
-                for lot in _lots(study, stage):
-                    study.compute(lot, progress=bar.update)
-                    bar.update(sum(node.epochs == 0 for node in lot))
+    for stage in stages:
+        bar.set_description(stage)
+        for study in studies:
+            for lot in _lots(study, stage):
+                study.compute(lot, progress=bar.update)
+                bar.update(sum(node.epochs == 0 for node in lot))
 
 
 def _run_in_processes(
     studies: Sequence[Study], stages: Sequence[str], workers: int, bar: tqdm
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, spawn, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, spawn) as pool:
         for stage in stages:
             bar.set_description(stage)
             futures = [future for study in studies for future in _submit(pool, study, stage)]
@@ -120,14 +114,3 @@ def _compute(settings: Settings, root: Path, device: str, lot: list[Node]) -> in
 def _study(settings: str, root: Path, device: str) -> Study:
     """A worker keeps the studies that it works on, with their data."""
     return Study(Settings.model_validate_json(settings), Store(root), device)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker: small runs gain nothing from threads, and sums do not depend on them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ import platform
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -135,6 +135,7 @@ class Study:
                 if parent.key.digest not in inside:
                     self.load(parent)  # now, so that no lock is held while it is waited for
         with ExitStack() as held:
+            held.enter_context(_one_thread(self.device))
             for digest in sorted(inside):
                 held.enter_context(self.store.lock(digest))
             lacking = [node for node in lacking if node.key not in self.store]
@@ -408,6 +409,21 @@ def _named(part: str, state: State) -> dict[str, Tensor]:
 def _finite(metrics: Metrics) -> dict[str, float | None]:
     """As a dict for JSON, which knows no infinity."""
     return {k: v if math.isfinite(v) else None for k, v in metrics._asdict().items()}
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU a study computes with one thread: convolutions round otherwise with two.
+
+    Small runs gain nothing from threads anyway; cores are used by processes.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _level(node: Node) -> tuple:

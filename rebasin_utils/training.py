@@ -12,7 +12,6 @@ pass, because SGD treats every weight on its own.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 
 from rebasin_utils.data import Batches, Images, in_order
 from rebasin_utils.masks import Mask, State
+from rebasin_utils.stacking import Single, Stacked, stackable, together_as_one
 from rebasin_utils.store import replace_synced
 
 #: Runs stepped together. More overflow the processor's cache and gain nothing.
@@ -140,7 +140,7 @@ def evaluate(
     together = TOGETHER if stackable(model) else 1
     metrics = []
     for start in range(0, len(states), together):
-        net = _net(model, states[start : start + together], images.pixels.device)
+        net = together_as_one(model, states[start : start + together], images.pixels.device)
         net.module.eval()
         correct = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
         loss = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
@@ -163,90 +163,6 @@ def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> T
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     each = each.view(labels.shape)
     return each.mean(-1) if reduction == "mean" else each.sum(-1)
-
-
-def stackable(model: nn.Module) -> bool:
-    """Whether the model is made of layers that `_Stacked` knows, so of batched matrix products.
-
-    Convolutions are not: on a CPU, grouped convolutions are slower than a loop.
-    """
-    known = (nn.Linear, nn.ReLU, nn.Flatten)
-    return all(isinstance(m, known) for m in model.modules() if not list(m.children()))
-
-
-class _StackedLinear(nn.Module):
-    """`nn.Linear` of several runs at once: weight [runs, out, in], bias [runs, out]."""
-
-    def __init__(self, runs: int, linear: nn.Linear):
-        super().__init__()
-        self.weight = nn.Parameter(linear.weight.new_empty(runs, *linear.weight.shape))
-        self.bias = nn.Parameter(linear.bias.new_empty(runs, *linear.bias.shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
-
-
-class _Stacked:
-    """Several networks as one: every parameter and every activation leads with the run.
-
-    A run is never alone: it gets a copy of itself for company, because a batched product of one
-    matrix takes another path and rounds differently. So a run's bits do not depend on its company.
-    """
-
-    def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
-        self.runs = len(states)
-        states = states if self.runs > 1 else [*states, *states]
-        self.module = copy.deepcopy(model)
-        for name, layer in list(self.module.named_modules()):
-            if isinstance(layer, nn.Linear):
-                self.module.set_submodule(name, _StackedLinear(len(states), layer))
-            elif isinstance(layer, nn.ReLU):
-                self.module.set_submodule(name, nn.ReLU(inplace=True))
-            elif isinstance(layer, nn.Flatten):
-                self.module.set_submodule(name, nn.Flatten(start_dim=2))
-        self.module.load_state_dict({n: torch.stack([s[n] for s in states]) for n in states[0]})
-        self.module.to(device)
-        self.parameters = dict(self.module.named_parameters())
-
-    def logits(self, x: Tensor) -> Tensor:
-        """[runs, batch, channels, height, width] -> [runs, batch, classes]."""
-        if self.runs == 1:
-            return self.module(x.expand(2, *x.shape[1:]))[:1]
-        return self.module(x)
-
-    def states(self) -> list[State]:
-        return [
-            {name: p[i].detach().cpu().clone() for name, p in self.parameters.items()}
-            for i in range(self.runs)
-        ]
-
-
-class _Single:
-    """One network, behind the face of `_Stacked`."""
-
-    runs = 1
-
-    def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
-        self.module = copy.deepcopy(model)
-        self.module.load_state_dict(states[0])
-        self.module.to(device=device, memory_format=torch.channels_last)
-        self.parameters = dict(self.module.named_parameters())
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self.module(x[0])[None]
-
-    def states(self) -> list[State]:
-        state = self.module.state_dict()
-        return [
-            {
-                n: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for n, t in state.items()
-            }
-        ]
-
-
-def _net(model: nn.Module, states: Sequence[State], device: torch.device) -> _Stacked | _Single:
-    return (_Stacked if stackable(model) else _Single)(model, states, device)
 
 
 @dataclass(frozen=True)
@@ -322,7 +238,7 @@ class _Group:
     ):
         self.jobs, self.recipe, self.batches = jobs, recipe, batches
         device = batches.images.pixels.device
-        self.net = _net(model, [b.state for b in begun], device)
+        self.net = together_as_one(model, [b.state for b in begun], device)
         self.net.module.train()
         self.masks = _stacked_masks(jobs, self.net)
         self._apply_masks()
@@ -330,13 +246,15 @@ class _Group:
         self.losses = [list(b.losses) for b in begun]
         self.seconds = [b.seconds for b in begun]
         self.snapshots = [dict(b.snapshots) for b in begun]
-        parameters = list(self.net.parameters.values())
         self.optimizer = torch.optim.SGD(
-            [{"params": parameters, "initial_lr": recipe.lr}],
+            [
+                {"params": parameters, "fused": fused, "initial_lr": recipe.lr}
+                for fused, parameters in self._by_fusability().items()
+                if parameters
+            ],
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
-            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, recipe.lr_factor, last_epoch=self.epoch - 1
@@ -344,8 +262,22 @@ class _Group:
         for name, p in self.net.parameters.items():
             if begun[0].momentum:
                 buffers = [b.momentum[name].to(device) for b in begun]
-                stacked = torch.stack(buffers) if isinstance(self.net, _Stacked) else buffers[0]
-                self.optimizer.state[p]["momentum_buffer"] = stacked.expand_as(p).clone()
+                stacked = torch.stack(buffers) if isinstance(self.net, Stacked) else buffers[0]
+                buffer = torch.empty_like(p).copy_(stacked)  # in the parameter's memory format
+                self.optimizer.state[p]["momentum_buffer"] = buffer
+
+    def _by_fusability(self) -> dict[bool, list[Tensor]]:
+        """Parameters that the fused optimiser may step, and the others.
+
+        On a CPU it rounds the last few numbers of a tensor, which do not fill a vector register,
+        otherwise than the rest. A run's numbers must not be among them or not by its place in the
+        stack, so tensors that do not fill registers run by run are stepped the plain way.
+        """
+        split: dict[bool, list[Tensor]] = {True: [], False: []}
+        for p in self.net.parameters.values():
+            of_one_run = p[0].numel() if isinstance(self.net, Stacked) else 0
+            split[p.device.type == "cuda" or of_one_run % 64 == 0].append(p)
+        return split
 
     def run(
         self, until: int | None, progress: Callable[[int], None], checkpoint_seconds: float
@@ -400,7 +332,7 @@ class _Group:
                     kept[self.epoch] = state
 
     def _write_checkpoints(self) -> None:
-        stacked = isinstance(self.net, _Stacked)
+        stacked = isinstance(self.net, Stacked)
         for i, (job, state) in enumerate(zip(self.jobs, self.net.states(), strict=True)):
             if job.checkpoint is None:
                 continue
@@ -416,15 +348,15 @@ class _Group:
             ).write(job.checkpoint)
 
 
-def _stacked_masks(jobs: Sequence[Job], net: _Stacked | _Single) -> dict[str, Tensor]:
+def _stacked_masks(jobs: Sequence[Job], net: Stacked | Single) -> dict[str, Tensor]:
     """Masks shaped like the net's parameters; runs without a mask keep everything."""
     names = {name: None for job in jobs for name in job.mask or {}}
     stacked = {}
     for name in names:
         p = net.parameters[name]
-        shape = p.shape[1:] if isinstance(net, _Stacked) else p.shape
+        shape = p.shape[1:] if isinstance(net, Stacked) else p.shape
         each = [job.mask[name] if job.mask else torch.ones(shape, dtype=torch.bool) for job in jobs]
-        mask = torch.stack(each) if isinstance(net, _Stacked) else each[0]
+        mask = torch.stack(each) if isinstance(net, Stacked) else each[0]
         stacked[name] = mask.to(device=p.device, dtype=p.dtype)
     return stacked
 
