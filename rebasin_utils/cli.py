@@ -159,6 +159,16 @@ def run_notebooks(
         typer.echo(page)
 
 
+@notebook_app.command("refresh")
+def refresh_notebooks(
+    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
+) -> None:
+    """Execute notebooks with their own parameters and keep the outputs in the files."""
+    for notebook in notebooks.find(names or []):
+        notebooks.refresh(notebook)
+        typer.echo(notebook.path)
+
+
 def main() -> None:
     """Entry point: the user's mistakes are one sentence and exit code 2."""
     try:

@@ -15,23 +15,35 @@ from typing import Any
 import nbformat
 import papermill
 import plotly.io
+from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from plotly.offline import get_plotlyjs
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import project_root
 from rebasin_utils.store import replace_synced
 
+#: The annotations that a notebook's parameters may have.
+TYPES = {"bool": bool, "int": int, "float": float, "str": str, "int | None": int | None}
+
+#: A link from one notebook to another, in markdown.
+LINK = re.compile(r"\]\((\d\d-[\w-]+)\.ipynb\)")
+
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook: its file, the question it asks (its title), its papermill parameters."""
+    """One notebook: its file, the question it asks (its title), its papermill parameters.
+
+    parameters: name -> default value; types: name -> annotated type.
+    """
 
     path: Path
     question: str
     parameters: dict[str, Any]
+    types: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -72,17 +84,15 @@ def check_parameters(notebook: Notebook, values: Mapping[str, Any]) -> None:
                 f"{name} = {value!r}: {notebook.name} has no such parameter; it has "
                 f"{', '.join(notebook.parameters) or 'none'}"
             )
-        default = notebook.parameters[name]
-        fits = isinstance(value, type(default)) or default is None
-        if isinstance(default, float) and isinstance(value, int):
-            fits = True
-        if isinstance(value, bool) and not isinstance(default, bool):
-            fits = False
-        if not fits:
+        kind = notebook.types[name]
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            expected = getattr(kind, "__name__", None) or str(kind)
             raise InputError(
-                f"{name} = {value!r}: {notebook.name} expects {type(default).__name__}, "
-                f"as in {default!r}"
-            )
+                f"{name} = {value!r}: {notebook.name} expects {expected}, as in "
+                f"{notebook.parameters[name]!r}"
+            ) from None
 
 
 def run_all(
@@ -138,6 +148,22 @@ def _run(notebook: Notebook, values: Mapping[str, Any], folder: Path) -> tuple[f
     return time.monotonic() - begin, error
 
 
+def refresh(notebook: Notebook) -> None:
+    """Execute a notebook with its own parameters and keep the outputs in the file itself.
+
+    So that a plain viewer shows the committed notebooks with their pictures. Nothing that differs
+    from one execution to the next, like times, is kept.
+    """
+    content = nbformat.read(notebook.path, as_version=4)
+    where = {"metadata": {"path": str(notebook.path.parent)}}
+    NotebookClient(content, kernel_name="python3", resources=where).execute()
+    content.metadata = {k: content.metadata[k] for k in ("kernelspec", "language_info")}
+    content.metadata.language_info = {"name": "python"}
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)
+    replace_synced(notebook.path, nbformat.writes(content).encode() + b"\n")
+
+
 def export_html(notebook: NotebookNode, title: str) -> str:
     """The notebook as a page that works without a network, its plotly figures alive.
 
@@ -145,7 +171,7 @@ def export_html(notebook: NotebookNode, title: str) -> str:
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\d\d-[\w-]+)\.ipynb\)", r"](\1.html)", cell.source)
+            cell.source = LINK.sub(r"](\1.html)", cell.source)
         for output in cell.get("outputs", []):
             figure = output.get("data", {}).pop("application/vnd.plotly.v1+json", None)
             if figure is not None:
@@ -182,16 +208,10 @@ def _write_index(
 def _read(path: Path) -> Notebook:
     content = nbformat.read(path, as_version=4)
     title = content.cells[0].source.splitlines()[0].lstrip("# ").strip()
-    return Notebook(path, title, _parameters(content))
-
-
-def _parameters(content: NotebookNode) -> dict[str, Any]:
-    """Names and default values of the cell tagged `parameters`: literals only."""
     tagged = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
-    found = {}
+    parameters, types = {}, {}
     for statement in ast.parse(tagged[0].source).body if tagged else []:
-        if isinstance(statement, ast.Assign):
-            found[statement.targets[0].id] = ast.literal_eval(statement.value)
-        elif isinstance(statement, ast.AnnAssign):
-            found[statement.target.id] = ast.literal_eval(statement.value)
-    return found
+        name = statement.target.id
+        parameters[name] = ast.literal_eval(statement.value)
+        types[name] = TYPES[ast.unparse(statement.annotation)]
+    return Notebook(path, title, parameters, types)

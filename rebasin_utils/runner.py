@@ -1,13 +1,15 @@
 """Run studies: every missing artifact, in this process or in several.
 
-Stage after stage, the missing artifacts are dealt in lots to worker processes; they share the store, so nothing but names and counts travels between them. The lots and the
-arithmetic do not depend on the number of workers, and neither do the results.
+Stage after stage, the missing artifacts are dealt in lots to worker processes; they share the
+store, so nothing but names and counts travels between them. The lots and the arithmetic do not
+depend on the number of workers, and neither do the results.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -87,7 +89,7 @@ def _run_in_processes(
     studies: Sequence[Study], stages: Sequence[str], workers: int, bar: tqdm
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
         for stage in stages:
             bar.set_description(stage)
             futures = [future for study in studies for future in _submit(pool, study, stage)]
@@ -102,6 +104,17 @@ def _run_in_processes(
 def _submit(pool: Executor, study: Study, stage: str) -> list[Future]:
     where = (study.settings, study.store.root, str(study.device))
     return [pool.submit(_compute, *where, lot) for lot in _lots(study, stage)]
+
+
+def _end_with_parent() -> None:
+    """In a worker: stop when the process that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _compute(settings: Settings, root: Path, device: str, lot: list[Node]) -> int:

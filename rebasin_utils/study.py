@@ -11,7 +11,7 @@ import platform
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_utils import data, interpolation, masks, matching, models, pruning
+from rebasin_utils.devices import device_name, one_thread, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import Mask, State
 from rebasin_utils.permutation import (
@@ -135,7 +136,7 @@ class Study:
                 if parent.key.digest not in inside:
                     self.load(parent)  # now, so that no lock is held while it is waited for
         with ExitStack() as held:
-            held.enter_context(_one_thread(self.device))
+            held.enter_context(one_thread(self.device))
             for digest in sorted(inside):
                 held.enter_context(self.store.lock(digest))
             lacking = [node for node in lacking if node.key not in self.store]
@@ -411,39 +412,7 @@ def _finite(metrics: Metrics) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in metrics._asdict().items()}
 
 
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU a study computes with one thread: convolutions round otherwise with two.
-
-    Small runs gain nothing from threads anyway; cores are used by processes.
-    """
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _level(node: Node) -> tuple:
     """Nodes of the same level are computed together; levels in ascending order."""
     step = node.round
     return (step.number, not step.full, step.sparsity) if step else (node.rewind_epoch or 0,)
-
-
-def torch_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device = {name!r}: not available here; try auto or cpu") from error
-    return device
-
-
-def device_name(device: torch.device) -> str:
-    """What a reader calls it: the GPU's product name, or cpu."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

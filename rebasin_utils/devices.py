@@ -1,0 +1,42 @@
+"""The device that a study computes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rebasin_utils.errors import InputError
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device = {name!r}: not available here; try auto or cpu") from error
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader calls it: the GPU's product name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU a study computes with one thread: convolutions round otherwise with two.
+
+    Small runs gain nothing from threads anyway; cores are used by processes.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

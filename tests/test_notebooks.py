@@ -1,0 +1,92 @@
+"""The notebooks as committed, and how they are run."""
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rebasin_utils import notebooks
+from rebasin_utils.errors import InputError
+
+ALL = notebooks.all_notebooks()
+
+
+def cells(notebook: notebooks.Notebook, kind: str) -> list:
+    content = nbformat.read(notebook.path, as_version=4)
+    return [cell for cell in content.cells if cell.cell_type == kind]
+
+
+@pytest.fixture(params=ALL, ids=lambda n: n.name)
+def notebook(request: pytest.FixtureRequest) -> notebooks.Notebook:
+    return request.param
+
+
+def test_a_notebook_opens_with_its_question(notebook: notebooks.Notebook):
+    assert notebook.question.endswith("?")
+
+
+def test_every_parameter_has_a_type_and_a_help_text(notebook: notebooks.Notebook):
+    (tagged,) = [c for c in cells(notebook, "code") if "parameters" in c.metadata.get("tags", [])]
+    for line in tagged.source.splitlines():
+        assert isinstance(ast.parse(line).body[0], ast.AnnAssign)
+        assert "# " in line
+
+
+def test_a_committed_notebook_is_whole_and_light(notebook: notebooks.Notebook):
+    content = json.loads(notebook.path.read_text())
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for c in code for o in c["outputs"] if o["output_type"] == "error"]
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in content["metadata"]
+    assert notebook.path.stat().st_size < 1_000_000
+
+
+def test_every_figure_has_a_still_picture_for_plain_viewers(notebook: notebooks.Notebook):
+    bundles = [o["data"] for c in cells(notebook, "code") for o in c.outputs if "data" in o]
+    figures = [b for b in bundles if "application/vnd.plotly.v1+json" in b]
+    assert figures
+    assert all("image/png" in bundle for bundle in figures)
+
+
+def test_no_algorithm_lives_in_a_notebook(notebook: notebooks.Notebook):
+    for cell in cells(notebook, "code"):
+        assert len(cell.source.splitlines()) <= 20
+        assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.FunctionDef)]
+
+
+def test_links_between_notebooks_lead_somewhere(notebook: notebooks.Notebook):
+    for cell in cells(notebook, "markdown"):
+        for target in notebooks.LINK.findall(cell.source):
+            assert (notebook.path.parent / f"{target}.ipynb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sparsty", 0.9), ("sparsity", "true"), ("seeds", 2.5), ("preset", 3), ("device", True)],
+)
+def test_a_wrong_parameter_is_refused_before_a_kernel_starts(name: str, value: object):
+    (notebook,) = notebooks.find(["04"])
+    with pytest.raises(InputError, match=name):
+        notebooks.check_parameters(notebook, {name: value})
+
+
+def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
+    values = {"preset": "smoke", "store": str(tmp_path / "store"), "sparsity": 0.8}
+    pages = notebooks.run_all(ALL, values, tmp_path / "pages")
+    for page in pages:
+        text = page.read_text()
+        assert "Plotly.newPlot" in text
+        assert "require.min.js" not in text
+    index = (tmp_path / "pages" / "index.html").read_text()
+    assert all(f"{n.name}.html" in index and n.question in index for n in ALL)
+
+
+def test_a_failing_notebook_is_named_and_leaves_its_page(tmp_path: Path):
+    (notebook,) = notebooks.find(["04"])
+    values = {"preset": "smoke", "store": str(tmp_path / "store"), "sparsity": 0.42}
+    with pytest.raises(InputError, match=r"04-naive-permuted-lth failed: InputError: sparsity = "):
+        notebooks.run_all([notebook], values, tmp_path / "pages")
+    assert (tmp_path / "pages" / "04-naive-permuted-lth.html").is_file()
