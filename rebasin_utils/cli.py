@@ -214,7 +214,7 @@ def _draw(studies: list[Study], folder: Path) -> None:
         figures.save(figures.paths(path), folder, f"{name}-paths", path)
         if not study.settings.sparsities or not study.settings.methods:
             continue
-        table = study.results()
+        table = study.results().drop(columns=["seconds", "device", "artifact"])
         figures.save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
         figures.save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
         rounds = tables.rounds(study)

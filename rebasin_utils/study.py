@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rebasin_utils import data, interpolation, masks, matching, models, pruning
+from rebasin_utils import data, interpolation, masks, matching, models, pruning, rows
 from rebasin_utils.devices import device_name, one_thread, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import Mask, State
@@ -38,15 +38,6 @@ from rebasin_utils.store import Artifact, Store
 from rebasin_utils.training import Job, Metrics, Recipe, Trained, evaluate, train_many
 
 Progress = Callable[[int], None]
-
-#: Columns of `Study.results`, one row per trained net.
-COLUMNS = {
-    "preset": "str", "dataset": "str", "model": "str", "width": "int64", "method": "str",
-    "net": "str", "sparsity": "float64", "prunable_sparsity": "float64",
-    "global_sparsity": "float64", "rewind_epoch": "Int64", "seed": "int64", "epochs": "int64",
-    "test_accuracy": "float64", "test_loss": "float64", "diverged": "bool", "seconds": "float64",
-    "device": "str", "artifact": "str",
-}  # fmt: skip
 
 
 class Study:
@@ -278,42 +269,13 @@ class Study:
     # ---------------------------------------------------------------- the table
 
     def results(self) -> pd.DataFrame:
-        """One row per trained net that the store holds; the columns are `COLUMNS`.
+        """One row per trained net that the store holds; the columns are `rows.COLUMNS`.
 
         Accuracies are shares in [0, 1], losses nats, seconds the run's share of its batch's time.
         """
-        nodes = [
-            node
-            for stage in ("dense", "imp", "sparse")
-            for node in self.plan.nodes(stage)
-            if stage != "imp" or node.round.targets
-        ]
-        records = [self.store.record(node.key) for node in nodes]
-        rows = [self._row(n, record) for n, record in zip(nodes, records, strict=True) if record]
-        return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-    def _row(self, node: Node, record: dict) -> dict:
-        s = self.settings
-        epochs = node.epochs * (node.round.number if node.round else 1)
-        sparsity = node.sparsity
-        if node.round:
-            sparsity = node.round.targets[0]
-        return {
-            "preset": s.name,
-            "dataset": s.dataset,
-            "model": s.model,
-            "width": s.width,
-            "method": node.method or node.stage,
-            "net": node.role or ("A" if node.method == "lth" else "B"),
-            "sparsity": 0.0 if sparsity is None else sparsity,
-            "rewind_epoch": node.rewind_epoch,
-            "seed": node.seed,
-            "epochs": epochs,
-            "artifact": node.key.path,
-            **record["metrics"],
-            "seconds": record["seconds"],
-            "device": record["device"],
-        }
+        nodes = [node for stage in rows.STAGES for node in self.plan.nodes(stage)]
+        records = ((node, self.store.record(node.key)) for node in nodes if rows.is_result(node))
+        return rows.table([rows.row(self.settings, n, record) for n, record in records if record])
 
     # ---------------------------------------------------------------- helpers
 
@@ -330,7 +292,7 @@ class Study:
     def _check(self) -> None:
         """Whatever can be refused before any work is."""
         s = self.settings
-        self.model  # noqa: B018 (refuses images that are too small)
+        self._build(seed=0)  # refuses images that are too small
         samples = len(data.load(s.dataset, "train", s.pool, s.train_limit))
         for name, recipe in (("dense", s.dense), ("imp", s.imp)):
             if recipe.batch_size > samples:
