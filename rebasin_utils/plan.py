@@ -64,6 +64,7 @@ class Plan:
     def __init__(self, settings: Settings):
         self.settings = settings
         self._net = f"{settings.model}-w{settings.width}"
+        self._imp_nodes: dict[tuple[str, int, Round], Node] = {}
 
     def dense(self, role: str, seed: int) -> Node:
         """Net A or B of a pair, trained from its own init."""
@@ -90,6 +91,10 @@ class Plan:
 
     def imp(self, role: str, seed: int, step: Round) -> Node:
         """One pruning round of a net's trajectory."""
+        known = self._imp_nodes.get((role, seed, step))
+        return known or self._imp_nodes.setdefault((role, seed, step), self._imp(role, seed, step))
+
+    def _imp(self, role: str, seed: int, step: Round) -> Node:
         s = self.settings
         dense = self.dense(role, seed)
         before = self._full_rounds.get(step.number - 1)
@@ -138,6 +143,7 @@ class Plan:
         recipe = s.sparse_recipe(rewind_epoch)
         depends_on = {
             "method": method,
+            "sparsity": sparsity,
             "recipe": asdict(recipe),
             "seed": seed,
         }

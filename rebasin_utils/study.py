@@ -164,6 +164,7 @@ class Study:
 
     def _imp(self, nodes: list[Node], progress: Progress) -> None:
         step = nodes[0].round
+        self._refuse_diverged([node.parents[0] for node in nodes])
         names = masks.prunable(self.model, self.settings.prune_shortcuts)
         states, before = [], []
         for node in nodes:
