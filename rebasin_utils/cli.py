@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import figures, notebooks, presets, runner, tables
+from rebasin_utils import figures, notebooks, presets, runner, tables, verdicts
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.store import replace_synced
@@ -237,6 +237,6 @@ def _print_verdicts(studies: list[Study]) -> None:
             typer.echo(tables.accuracy_grid(table).round(1).to_string())
             sparsity = 0.9 if 0.9 in study.settings.sparsities else study.settings.sparsities[0]
             typer.echo(f"\nVerdicts at {sparsity:.0%} sparsity:")
-            for row in tables.verdicts(table, sparsity).itertuples():
+            for row in verdicts.of_sparse_runs(table, sparsity).itertuples():
                 typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
                 typer.echo(f"    ours (n = {row.n}): {row.ours}")
