@@ -48,11 +48,11 @@ def draw(figure: go.Figure) -> Figure:
     for trace in figure.data:
         if trace.visible in (False, "legendonly"):
             continue
-        name = (trace.yaxis or "y") if hasattr(trace, "yaxis") else "y"
-        if name not in panels:
-            panels[name] = _panel(still, layout, panels, name, trace.xaxis or "x")
         if trace.type not in _DRAW:
             raise TypeError(f"a {trace.type} trace cannot be drawn as a still picture")
+        name = trace.yaxis or "y"
+        if name not in panels:
+            panels[name] = _panel(still, layout, panels, name, trace.xaxis or "x")
         _DRAW[trace.type](panels[name], trace, layout)
     for shape in layout.shapes:
         _line(panels[shape.yref.split(" ")[0]] if shape.yref != "paper" else _first(panels), shape)

@@ -1,0 +1,45 @@
+"""The README tells the truth: its numbers are those of the committed figures' data."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from rebasin_utils.paths import project_root
+from rebasin_utils.tables import accuracy_grid, gap_closed
+
+ROOT = project_root()
+README = (ROOT / "README.md").read_text()
+RESULTS = pd.read_csv(ROOT / "figures" / "pocket-mlp-accuracy.csv")
+
+
+def test_the_headline_table_is_the_grid_of_the_committed_results():
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", README, re.MULTILINE)
+    columns = ["lth", "permuted", "naive", "random_permutation", "random_mask"]
+    expected = accuracy_grid(RESULTS).loc[0.9][columns].round(1)
+    assert [int(k) for k, _ in rows] == list(expected.index)
+    for k, row in rows:
+        assert [float(x) for x in row.split(" | ")] == expected.loc[int(k)].tolist()
+
+
+def test_the_share_of_the_gap_is_the_one_that_was_measured():
+    (share,) = re.findall(r"π closes (\d+) % of the gap", README)
+    assert int(share) == round(100 * gap_closed(RESULTS, "permuted", 0.9))
+
+
+def test_every_file_and_notebook_that_it_names_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_its_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_figures_have_a_picture_a_page_and_their_data():
+    pictures = sorted(Path(ROOT / "figures").glob("*.png"))
+    assert pictures
+    for picture in pictures:
+        assert picture.with_suffix(".html").is_file()
+        assert picture.with_suffix(".csv").is_file()
