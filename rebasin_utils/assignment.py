@@ -23,7 +23,7 @@ def best_assignment(similarity: np.ndarray, precision: float) -> np.ndarray:
         precision: relative to the largest entry: differences below it are rounding noise.
 
     Returns:
-        int64 [n], for each row its column. The total may lie below the largest by n times the noise.
+        int64 [n], for each row its column. Its total is the largest, up to n times the noise.
     """
     p = linear_sum_assignment(similarity, maximize=True)[1]
     noise = precision * np.abs(similarity).max(initial=0.0)

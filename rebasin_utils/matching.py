@@ -6,32 +6,34 @@ computed, and the one-to-one assignment of largest total similarity is found exa
 
 A permuted network computes the same activations in another order, so matching one layer does not
 change what another layer sees: a single pass over the data serves all groups, where the literature
-makes one pass per layer. Moments are accumulated about the first batch's mean, because raw moments
-lose the correlation once a unit's mean is large against its spread; products are float32, their
-sums over batches float64.
+makes one pass per layer. How the moments are gathered is in `moments`, how ties are settled in
+`assignment`; `benchmarks/matching.md` has what it costs.
+
+What units act like is all that is compared: a spec that was not proved (`PermutationSpec.prove`)
+for this architecture gives a matching that may not keep the network's function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from rebasin_utils.activations import streamed
+from rebasin_utils.assignment import best_assignment
 from rebasin_utils.errors import InputError
+from rebasin_utils.moments import Moments, Objective, Std
 from rebasin_utils.permutation import Permutation, PermutationSpec
-from rebasin_utils.tracing import tapped
 
-Objective = Literal["correlation", "covariance", "inner_product"]
-Std = Literal["pooled", "mean_of_batches"]
+#: Relative rounding error of a similarity, with a margin: below it, units cannot be told apart.
+PRECISION = 1e-5
 
-#: A unit whose standard deviation is below this share of its mean is constant: a dead unit.
-DEAD = 1e-6
+Batch = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Matching:
 
     permutation: Permutation
     groups: dict[str, GroupMatch]
-    objective: str
+    objective: Objective
 
     def table(self) -> pd.DataFrame:
         """One row per group: units, before, after, moved, dead."""
@@ -83,14 +85,16 @@ def match_activations(
     spec: PermutationSpec,
     moving: nn.Module,
     reference: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     objective: Objective = "correlation",
     std: Std = "pooled",
 ) -> Matching:
     """Match `moving`'s units to `reference`'s on the activations of one pass over `batches`.
 
-    The arguments are those of `similarities`.
+    The arguments are those of `similarities`. The result does not depend on the number of threads:
+    units that cannot be told apart, such as dead ones, are assigned by the rule of
+    `assignment.best_assignment`.
 
     Returns:
         A `Matching`; `permute(spec, matching.permutation, state_of_moving)` is near `reference`.
@@ -106,7 +110,7 @@ def similarities(
     spec: PermutationSpec,
     moving: nn.Module,
     reference: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     objective: Objective = "correlation",
     std: Std = "pooled",
@@ -114,9 +118,11 @@ def similarities(
     """How alike every unit of `reference` and every unit of `moving` act, for all groups at once.
 
     Args:
-        spec: of the architecture that both nets have.
-        moving, reference: the nets A and B; they are run in eval mode and not changed.
-        batches: inputs, float [batch, …]; memory does not grow with their number.
+        spec: of the architecture that both nets have; it says where each group is looked at.
+        moving, reference: the nets A and B; they run in eval mode and are not changed. They may be
+            on different devices and of different precision.
+        batches: each an input of the forward, [batch, …], or a sequence that begins with the inputs
+            (so a `DataLoader` of images and labels will do). Gone through once.
         objective: correlation of two units (the paper's), their covariance, or the uncentred mean
             product (Ainsworth et al. 2023, equation 1).
         std: "pooled" over all samples; "mean_of_batches" averages the standard deviations of the
@@ -126,20 +132,27 @@ def similarities(
         Group name -> float64 [units of reference, units of moving], and the number of dead units.
 
     Raises:
-        InputError: when `batches` is empty.
+        InputError: when `batches` is empty or one tensor, or an option has no such value.
     """
-    run_moving, run_reference = tapped(moving, spec), tapped(reference, spec)
-    moments: dict[str, _Moments] = {}
+    if objective not in get_args(Objective) or std not in get_args(Std):
+        raise InputError(
+            f"objective = {objective!r}, std = {std!r}: choose one of "
+            f"{', '.join(get_args(Objective))}, and one of {', '.join(get_args(Std))}"
+        )
+    if isinstance(batches, Tensor):
+        raise InputError("batches is one tensor: give a list of batches, such as [images]")
+    run_moving, run_reference = streamed(moving, spec), streamed(reference, spec)
+    moments = {name: Moments(objective, std) for name in spec.groups}
+    empty = True
     for batch in batches:
-        of_moving = run_moving(batch.to(_device(moving)))
-        of_reference = run_reference(batch.to(_device(reference)))
-        for name in spec.groups:
-            if name not in moments:
-                moments[name] = _Moments(of_reference[name], of_moving[name])
-            moments[name].add(of_reference[name], of_moving[name])
-    if not moments and spec.groups:
+        inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)[: spec.inputs]
+        in_step = zip(run_reference(*inputs), run_moving(*inputs), strict=True)
+        for (name, of_reference), (_, of_moving) in in_step:
+            moments[name].add(of_reference, of_moving)
+        empty = False
+    if empty:
         raise InputError("batches is empty: matching needs at least one batch of inputs")
-    return {name: collected.similarity(objective, std) for name, collected in moments.items()}
+    return {name: collected.similarity() for name, collected in moments.items()}
 
 
 def assign(similarity: np.ndarray, dead: int, name: str) -> tuple[Tensor, GroupMatch]:
@@ -155,7 +168,7 @@ def assign(similarity: np.ndarray, dead: int, name: str) -> tuple[Tensor, GroupM
     """
     if not np.isfinite(similarity).all():
         raise InputError(f"group {name!r}: an activation is not finite, so it cannot be matched")
-    _, p = linear_sum_assignment(similarity, maximize=True)
+    p = best_assignment(similarity, PRECISION)
     units = np.arange(len(p))
     quality = GroupMatch(
         units=len(p),
@@ -165,66 +178,3 @@ def assign(similarity: np.ndarray, dead: int, name: str) -> tuple[Tensor, GroupM
         dead=dead,
     )
     return torch.from_numpy(p), quality
-
-
-class _Moments:
-    """First and second moments of one group's units in both nets, about a fixed shift.
-
-    Activations come as [samples, units] or [samples, units, slots]; slots (an attention head's
-    features) are compared one by one and their similarities averaged.
-    """
-
-    def __init__(self, reference: Tensor, moving: Tensor):
-        self.shift = [_by_slot(x).mean(1, keepdim=True) for x in (reference, moving)]
-        self.samples = self.batches = 0
-        self.sums: list[Tensor | float] = [0.0, 0.0]
-        self.squares: list[Tensor | float] = [0.0, 0.0]
-        self.batch_stds: list[Tensor | float] = [0.0, 0.0]
-        self.products: Tensor | float = 0.0
-
-    def add(self, reference: Tensor, moving: Tensor) -> None:
-        b, a = (_by_slot(x) - s for x, s in zip((reference, moving), self.shift, strict=True))
-        self.samples += b.shape[1]
-        self.batches += 1
-        for i, x in enumerate((b, a)):
-            self.sums[i] = self.sums[i] + x.sum(1).double()
-            self.squares[i] = self.squares[i] + x.square().sum(1).double()
-            self.batch_stds[i] = self.batch_stds[i] + x.std(1).double()
-        self.products = self.products + (b.mT @ a.to(b.device)).double()
-
-    def similarity(self, objective: Objective, std: Std) -> tuple[np.ndarray, int]:
-        """[units of reference, units of moving], averaged over slots; the number of dead units."""
-        n = self.samples
-        shift_b, shift_a = (s.squeeze(1).double().cpu() for s in self.shift)
-        mean_b, mean_a = (s.cpu() / n for s in self.sums)
-        products = self.products.cpu() / n
-        var_b, var_a = (
-            (q.cpu() / n - m.square()).clamp_min(0)
-            for q, m in zip(self.squares, (mean_b, mean_a), strict=True)
-        )
-        covariance = products - mean_b[:, :, None] * mean_a[:, None, :]
-        full_b, full_a = mean_b + shift_b, mean_a + shift_a
-        dead_b, dead_a = (v.sqrt() <= DEAD * m.abs() for v, m in ((var_b, full_b), (var_a, full_a)))
-        dead = int(torch.maximum(dead_b.all(0).sum(), dead_a.all(0).sum()))
-        covariance = covariance.masked_fill(dead_b[:, :, None] | dead_a[:, None, :], 0.0)
-        if objective == "inner_product":
-            result = covariance + full_b[:, :, None] * full_a[:, None, :]
-        elif objective == "covariance":
-            result = covariance
-        elif std == "mean_of_batches":
-            std_b, std_a = (s.cpu() / self.batches for s in self.batch_stds)
-            result = covariance / (std_b[:, :, None] * std_a[:, None, :] + 1e-4)
-        else:
-            scale = var_b.sqrt()[:, :, None] * var_a.sqrt()[:, None, :]
-            result = torch.where(scale == 0, 0.0, covariance / scale)
-        return result.mean(0).numpy(), dead
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
-
-
-def _by_slot(x: Tensor) -> Tensor:
-    """[samples, units(, slots)] -> float32 [slots, samples, units]."""
-    x = x.float()
-    return x[None] if x.ndim == 2 else x.movedim(2, 0)

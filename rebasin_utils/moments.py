@@ -1,15 +1,18 @@
 """First and second moments of one group's units in two nets, gathered batch by batch.
 
 Moments are taken about the mean of the first batch: raw float32 moments lose the correlation once
-a unit's mean is large against its spread. The products of a batch are float32, their sums over
-batches float64. Per batch and net this costs three passes over the activation and half a matrix
-product; memory does not grow with the number of batches.
+a unit's mean is large against its spread. Activations are gone through once, in pieces that stay in
+the processor's cache. Sums are float32 over a stretch of samples and float64 over stretches; memory
+does not grow with the data.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,93 +22,117 @@ Std = Literal["pooled", "mean_of_batches"]
 #: A unit whose standard deviation is below this share of its mean is constant: a dead unit.
 DEAD = 1e-6
 
+#: Numbers per piece on a CPU: 1 MB of float32 for each net.
+PIECE = 2**18
+
+#: Samples after which float32 sums are moved on to float64.
+STRETCH = 2**14
+
 
 class Moments:
-    """Sums over samples of both nets' units, their squares, and the products of all pairs.
+    """Sums over samples of both nets' units, of their squares, and of the products of all pairs.
 
     Activations come as [samples, units] or [samples, units, slots]; slots (an attention head's
-    features) are compared one by one and their similarities averaged.
+    features) are compared one by one and their similarities averaged. Pairs are (of the reference,
+    of the moving net); tensors are [slots, …].
     """
 
-    def __init__(self) -> None:
-        self.samples = self.batches = 0
-        self._reference, self._moving = _OneNet(), _OneNet()
-        self._products: Tensor | float = 0.0  # [slots, units of reference, units of moving]
+    def __init__(self, objective: Objective, std: Std) -> None:
+        self.objective, self.std = objective, std
+        self._samples = self._batches = self._stretch = 0
+        self._shifts: list[Tensor] = []  # [slots, 1, units]
+        self._sums: list[Tensor] = []  # sums of both, squares of both, products; float64
+        self._latest: list[Tensor] = []  # the same over the latest stretch; float32
+        self._batch_stds: list[Tensor] = []
 
+    @torch.no_grad()
     def add(self, reference: Tensor, moving: Tensor) -> None:
-        """One batch of activations of the same inputs. On two devices, `moving` is brought over."""
-        moving = moving.to(reference.device)
-        with torch.autocast(reference.device.type, enabled=False):
-            b, a = self._reference.centred(reference), self._moving.centred(moving)
-            self._products = self._products + (b.mT @ a).double()
-            self._reference.add(b)
-            self._moving.add(a)
-        self.samples += b.shape[1]
-        self.batches += 1
+        """Take in one batch: both nets' activations on the same inputs."""
+        home = moving.device if reference.device.type == "cpu" else reference.device
+        pair = [_by_slot(x.to(home)) for x in (reference, moving)]
+        slots, samples, units = pair[0].shape
+        if not self._shifts:
+            self._shifts = [x.mean(1, keepdim=True, dtype=torch.float32) for x in pair]
+        rows = max(PIECE // (slots * units), 1) if home.type == "cpu" else samples
+        with _full_float32(home):
+            for pieces in zip(*(x.split(rows, 1) for x in pair), strict=True):
+                self._add([x.float() - s for x, s in zip(pieces, self._shifts, strict=True)])
+            if self.std == "mean_of_batches":
+                stds = [x.double().std(1) for x in pair]
+                self._batch_stds = _added(self._batch_stds, stds)
+        self._samples += samples
+        self._batches += 1
 
-    def similarity(self, objective: Objective, std: Std) -> tuple[Tensor, int]:
-        """float64 [units of reference, units of moving] on the CPU; the number of dead units.
+    def _add(self, pair: list[Tensor]) -> None:
+        """Take in one piece, float32 [slots, samples, units] about the shifts; overwrites it."""
+        b, a = pair
+        products = self._latest[4].baddbmm_(b.mT, a) if self._latest else b.mT @ a
+        sums = [x.sum(1) for x in pair] + [x.square_().sum(1) for x in pair]
+        self._latest = [*_added(self._latest[:4], sums), products]
+        self._stretch += b.shape[1]
+        if self._stretch >= STRETCH:
+            self._end_stretch()
 
-        See `matching.similarities`. A dead unit's covariance is exactly 0, so that noise cannot
-        choose between dead units.
+    def _end_stretch(self) -> None:
+        self._sums = _added(self._sums, [x.double() for x in self._latest])
+        self._latest, self._stretch = [], 0
+
+    def similarity(self) -> tuple[np.ndarray, int]:
+        """float64 [units of reference, units of moving]; the number of dead units.
+
+        See `matching.similarities`. The covariance of a dead unit is exactly 0, so that rounding
+        noise does not choose between dead units.
         """
-        n = self.samples
-        (mean_b, full_b, var_b, dead_b), (mean_a, full_a, var_a, dead_a) = (
-            net.moments(n) for net in (self._reference, self._moving)
-        )
-        dead = int(torch.maximum(dead_b.all(0).sum(), dead_a.all(0).sum()))
-        covariance = self._products.cpu() / n - _outer(mean_b, mean_a)
-        covariance = covariance.masked_fill(dead_b[:, :, None] | dead_a[:, None, :], 0.0)
-        if objective == "covariance":
+        if self._latest:
+            self._end_stretch()
+        mean_b, mean_a, square_b, square_a, products = (x.cpu() / self._samples for x in self._sums)
+        means = [mean_b, mean_a]  # about the shifts
+        full = [m + s.double().cpu()[:, 0] for m, s in zip(means, self._shifts, strict=True)]
+        squares = [square_b, square_a]
+        stds = [(q - m.square()).clamp_min_(0).sqrt_() for q, m in zip(squares, means, strict=True)]
+        dead = [s <= DEAD * m.abs() for s, m in zip(stds, full, strict=True)]
+        covariance = products.sub_(_outer(means))
+        covariance.mT[dead[1]] = 0.0
+        covariance[dead[0]] = 0.0
+        if self.objective == "covariance":
             result = covariance
-        elif objective == "inner_product":
-            result = covariance + _outer(full_b, full_a)
-        elif std == "mean_of_batches":
-            std_b, std_a = (
-                net.batch_stds.cpu() / self.batches for net in (self._reference, self._moving)
+        elif self.objective == "inner_product":
+            result = covariance.add_(_outer(full))
+        elif self.std == "mean_of_batches":
+            result = covariance.div_(
+                _outer([s.cpu() / self._batches for s in self._batch_stds]).add_(1e-4)
             )
-            result = covariance / (_outer(std_b, std_a) + 1e-4)
         else:
-            scale = _outer(var_b.sqrt(), var_a.sqrt())
-            result = torch.where(scale == 0, 0.0, covariance / scale)
-        return result.mean(0), dead
+            scales = [s.masked_fill(d, 1.0) for s, d in zip(stds, dead, strict=True)]
+            result = covariance.div_(_outer(scales))
+        return result.mean(0).numpy(), max(int(d.all(0).sum()) for d in dead)
 
 
-class _OneNet:
-    """The part of the moments that concerns one net; every tensor is [slots, units]."""
-
-    def __init__(self) -> None:
-        self.shift: Tensor | None = None
-        self.sums: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-        self.batch_stds: Tensor | float = 0.0
-
-    def centred(self, x: Tensor) -> Tensor:
-        """[samples, units(, slots)] -> float32 [slots, samples, units] about the fixed shift."""
-        x = x.float()
-        x = x[None] if x.ndim == 2 else x.movedim(2, 0)
-        if self.shift is None:
-            self.shift = x.mean(1)
-        return x - self.shift[:, None, :]
-
-    def add(self, centred: Tensor) -> None:
-        """Overwrites its argument."""
-        n = centred.shape[1]
-        total = centred.sum(1).double()
-        squares = centred.square_().sum(1).double()
-        self.sums = self.sums + total
-        self.squares = self.squares + squares
-        variance = (squares - total.square() / n).clamp_min(0) / (n - 1)  # NaN for a single sample
-        self.batch_stds = self.batch_stds + variance.sqrt()
-
-    def moments(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean about the shift, mean, variance, and whether the unit is dead; on the CPU."""
-        mean = self.sums.cpu() / n
-        variance = (self.squares.cpu() / n - mean.square()).clamp_min(0)
-        full = mean + self.shift.double().cpu()
-        return mean, full, variance, variance.sqrt() <= DEAD * full.abs()
+def _by_slot(x: Tensor) -> Tensor:
+    """[samples, units(, slots)] -> [slots, samples, units]."""
+    return x[None] if x.ndim == 2 else x.movedim(2, 0)
 
 
-def _outer(b: Tensor, a: Tensor) -> Tensor:
+def _outer(pair: list[Tensor]) -> Tensor:
     """[slots, n], [slots, m] -> [slots, n, m]."""
-    return b[:, :, None] * a[:, None, :]
+    return pair[0][:, :, None] * pair[1][:, None, :]
+
+
+def _added(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """Sums term by term; an empty total counts as zeros."""
+    return [t.add_(m) for t, m in zip(total, more, strict=True)] if total else more
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """No bfloat16 or TensorFloat-32 products, whatever the caller allows for training."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    kept = [b.fp32_precision for b in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, kept, strict=True):
+            backend.fp32_precision = precision

@@ -183,20 +183,26 @@ def as_matrix(activation: Tensor, tap: Tap) -> Tensor:
 
 
 def _is_overwritten(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a later operation writes into this node's memory, directly or through a view."""
-    for user in node.users:
-        module = attribute(graph, user.target) if user.op == "call_module" else None
-        name = user.target if isinstance(user.target, str) else user.target.__name__
-        in_place = getattr(module, "inplace", False) or user.kwargs.get("inplace", False)
-        if module is None:
-            in_place = in_place or (name.endswith("_") and not name.endswith("__"))
-        if in_place:
-            return True
-        rule = rule_for(user, module)
-        may_alias = user.op != "output" and (rule is None or not rule.computes)
-        if may_alias and _is_overwritten(graph, user):
-            return True
+    """Whether a later operation may write into this node's memory, directly or through a view."""
+    aliases, seen = [node], {node}
+    while aliases:
+        for user in aliases.pop().users:
+            module = attribute(graph, user.target) if user.op == "call_module" else None
+            if _is_in_place(user, module):
+                return True
+            rule = rule_for(user, module)
+            if (rule is None or not rule.computes) and user not in seen:
+                aliases.append(user)
+                seen.add(user)
     return False
+
+
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if node.op in ("call_module", "output"):
+        return getattr(module, "inplace", False)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    marked = name.endswith("_") and not name.endswith("__")
+    return marked or name == "setitem" or node.kwargs.get("inplace", False)
 
 
 def _randomised(

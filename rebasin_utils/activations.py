@@ -1,0 +1,119 @@
+"""The activations on which groups are matched, each handed over at the moment it is computed.
+
+Two nets can so be run in step, and no more is kept of either than a forward keeps. What runs is a
+copy made for speed: in channels-last memory, where convolutions are fast and the matrices below are
+views, and with eval-mode batch norms folded into the convolutions before them (Jacob et al. 2018,
+Section 3.2). Both change an activation by rounding error only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.permutation import PermutationSpec
+from rebasin_utils.trace_capture import capture
+from rebasin_utils.tracing import as_matrix
+
+
+def streamed(net: nn.Module, spec: PermutationSpec) -> Callable[..., Iterator[tuple[str, Tensor]]]:
+    """A function that runs the net and yields every group's name and what its tap sees.
+
+    The function takes the forward's positional arguments, which are brought to the net's device and
+    precision. It yields, in the order of computation, matrices [samples, units] or [samples, units,
+    slots] as `tracing.as_matrix` makes them; each is to be used before the next is asked for, for
+    the net may then overwrite it. The net runs in eval mode without gradients, only as far as the
+    last tap. It is not changed, and its later changes go unnoticed.
+
+    Raises:
+        InputError: when the net is not of the architecture that the spec was traced from.
+    """
+    graph = capture(net, spec.inputs)
+    taps = _tapped_nodes(graph, spec)
+    first = next((t for t in chain(net.parameters(), net.buffers()) if t.is_floating_point()), None)
+    run = fx.Interpreter(graph)
+
+    def stream(*inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+        run.env, run.args_iter = {}, iter([_placed(x, first) for x in inputs])
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                return
+            with torch.no_grad():
+                run.env[node] = run.run_node(node)
+            for name in taps.get(node, ()):
+                yield name, as_matrix(run.env[node], spec.groups[name].tap)
+            for done in run.user_to_last_uses.get(node, ()):
+                del run.env[done]
+
+    return stream
+
+
+def _tapped_nodes(graph: fx.GraphModule, spec: PermutationSpec) -> dict[fx.Node, list[str]]:
+    """Make the graph fast, cut it after the last tap; the groups that look at each node."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for name, group in spec.groups.items():
+        if group.tap.node not in nodes:
+            raise InputError(
+                f"{graph.__class__.__name__} has no activation {group.tap.node!r} (group {name!r}, "
+                f"{group.tap.place}): the spec was traced from another architecture"
+            )
+    tapped = {nodes[group.tap.node] for group in spec.groups.values()}
+    nodes |= _fold_batch_norms(graph, tapped)
+    taps = defaultdict(list)
+    for name, group in spec.groups.items():
+        taps[nodes[group.tap.node]].append(name)
+    next(node for node in nodes.values() if node.op == "output").args = (tuple(taps),)
+    graph.graph.eliminate_dead_code()
+    for module in graph.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(_channels_last(weight.detach()), False))
+    return taps
+
+
+def _fold_batch_norms(graph: fx.GraphModule, tapped: set[fx.Node]) -> dict[str, fx.Node]:
+    """Fold what can be folded; name of each batch norm's node -> the node that now stands for it.
+
+    A convolution that something else looks at keeps its batch norm, and so does one whose weight is
+    made by a hook (pruning): the hook would undo it.
+    """
+    modules = dict(graph.named_modules())
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    stands_for = {}
+    for norm in [n for n in graph.graph.nodes if n.op == "call_module"]:
+        conv = norm.all_input_nodes[0]
+        pair = [modules.get(n.target) if n.op == "call_module" else None for n in (conv, norm)]
+        if (
+            [type(m) for m in pair] == [nn.Conv2d, nn.BatchNorm2d]
+            and pair[1].running_mean is not None
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in pair)
+            and calls[conv.target] == calls[norm.target] == 1
+            and len(conv.users) == 1
+            and conv not in tapped
+        ):
+            graph.set_submodule(conv.target, fuse_conv_bn_eval(*pair))
+            norm.replace_all_uses_with(conv)
+            stands_for[norm.name] = conv
+    return stands_for
+
+
+def _placed(x: Tensor, like: Tensor | None) -> Tensor:
+    """An input on the net's device, in its precision and in channels-last memory."""
+    if like is not None:
+        x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+    return _channels_last(x)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """x, in channels-last memory if it is shaped like images or convolution kernels.
+
+    `Tensor.to` would leave a tensor with one channel as it is.
+    """
+    if x.ndim != 4:
+        return x
+    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)

@@ -1,0 +1,45 @@
+"""What the test files share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rebasin_utils import data, runner
+from rebasin_utils.presets import preset
+from rebasin_utils.settings import Settings
+from rebasin_utils.store import Store
+from rebasin_utils.study import Study
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def images() -> data.Images:
+    """256 real training images of 14x14 pixels."""
+    return data.load("fashion-mnist-10k", "train", pool=2, limit=256)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Settings:
+    """A whole study, all stages and methods, in a few seconds."""
+    (smoke,) = preset("smoke")
+    recipes = {"dense.batch_size": 64, "imp.batch_size": 64}
+    return smoke.with_values(name="tiny", train_limit=256, sparsities=(0.5,), **recipes)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory) -> Study:
+    """The tiny study, run by one worker. To be read; what changes a store works on a copy."""
+    study = Study(tiny, tmp_path_factory.mktemp("finished") / "store")
+    runner.run(study, workers=1, quiet=True)
+    return study

@@ -1,0 +1,352 @@
+"""A run depends on its own state, mask and seed alone, and is plain masked SGD."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from rebasin_utils import masks, models
+from rebasin_utils.data import SOURCES, Batches, Images, in_order
+from rebasin_utils.training import Job, Recipe, evaluate, stackable, train, train_many
+
+RECIPE = Recipe(epochs=3, lr=0.08, batch_size=64)
+
+
+def mlp(seed: int = 0) -> nn.Module:
+    return models.build("mlp", (1, 14, 14), 10, seed=seed)
+
+
+def resnet(seed: int = 0) -> nn.Module:
+    return models.build("resnet8", (1, 14, 14), 10, seed=seed)
+
+
+NETS = {"mlp": mlp, "resnet8": resnet}
+
+
+def ticket(model: nn.Module, sparsity: float = 0.8) -> masks.Mask:
+    """The largest weights of the model as it is."""
+    state = model.state_dict()
+    mask = masks.dense_mask(state, masks.prunable(model))
+    return masks.global_magnitude(state, mask, keep=round((1 - sparsity) * masks.count(mask)))
+
+
+def some_jobs(build, n: int) -> list[Job]:
+    """Jobs of which no two are alike; every other one has a mask."""
+    jobs = []
+    for i in range(n):
+        net = build(seed=i)
+        mask = ticket(net, 0.3 + 0.05 * i) if i % 2 else None
+        jobs.append(Job(net.state_dict(), seed=100 + i, mask=mask, snapshots=(0, 1 + i % 3)))
+    return jobs
+
+
+def same_state(first: masks.State, second: masks.State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def same(first, second) -> bool:
+    """Bit for bit, everything but the clock."""
+    return (
+        same_state(first.state, second.state)
+        and first.snapshots.keys() == second.snapshots.keys()
+        and all(same_state(first.snapshots[e], second.snapshots[e]) for e in first.snapshots)
+        and first.losses == second.losses
+        and first.diverged == second.diverged
+    )
+
+
+# -------------------------------------------------------------------------- company
+
+
+@pytest.mark.parametrize(("name", "n"), [("mlp", 2), ("mlp", 5), ("mlp", 14), ("resnet8", 2)])
+def test_training_runs_together_equals_training_them_one_by_one_bit_for_bit(name, n, images):
+    build = NETS[name]
+    jobs = some_jobs(build, n)
+    together = train_many(build(), jobs, RECIPE, images)
+    for job, trained in zip(jobs, together, strict=True):
+        assert same(trained, train(build(), job, RECIPE, images))
+
+
+def test_a_run_does_not_depend_on_its_place_among_others(images):
+    jobs = some_jobs(mlp, 5)
+    forwards = train_many(mlp(), jobs, RECIPE, images)
+    backwards = train_many(mlp(), jobs[::-1], RECIPE, images)[::-1]
+    assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
+
+
+def test_company_changes_nothing_under_augmentation_either(images):
+    images = Images(images.pixels, images.labels, SOURCES["fashion-mnist"])
+    jobs = some_jobs(mlp, 3)
+    together = train_many(mlp(), jobs, RECIPE, images, augment=True)
+    alone = [train(mlp(), job, RECIPE, images, augment=True) for job in jobs]
+    plain = [train(mlp(), job, RECIPE, images) for job in jobs]
+    assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+    assert not any(same(a, b) for a, b in zip(together, plain, strict=True))
+
+
+def test_a_run_depends_on_its_seed_and_not_on_the_global_one(images):
+    job = some_jobs(mlp, 1)[0]
+    first = train(mlp(), job, RECIPE, images)
+    torch.manual_seed(12345)
+    assert same(first, train(mlp(seed=9), job, RECIPE, images))
+    other = Job(job.state, job.seed + 1, job.mask, job.snapshots)
+    assert not same_state(first.state, train(mlp(), other, RECIPE, images).state)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_diverging_run_is_recorded_and_does_not_touch_its_neighbours(bad, images):
+    jobs = some_jobs(mlp, 4)
+    spoilt = {n: t.clone() for n, t in jobs[2].state.items()}
+    spoilt["layers.linear1.weight"][3, 5] = bad
+    jobs[2] = Job(spoilt, jobs[2].seed, jobs[2].mask, jobs[2].snapshots)
+    together = train_many(mlp(), jobs, RECIPE, images)
+    assert [trained.diverged for trained in together] == [False, False, True, False]
+    for i in (0, 1, 3):
+        assert same(together[i], train(mlp(), jobs[i], RECIPE, images))
+
+
+# -------------------------------------------------------------------------- what training is
+
+
+def plain_training(net: nn.Module, job: Job, recipe: Recipe, images: Images):
+    """torch.nn.utils.prune, torch.optim.SGD and torch's cosine, in a loop."""
+    net.load_state_dict(job.state)
+    for name, kept in (job.mask or {}).items():
+        module = net.get_submodule(name.removesuffix(".weight"))
+        prune.custom_from_mask(module, "weight", kept)
+    optimizer = torch.optim.SGD(
+        net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs)
+    batches = Batches(images, recipe.batch_size, augment=False)
+    losses = []
+    net.train()
+    for epoch in range(recipe.epochs):
+        plan, total = batches.plan([job.seed], epoch), 0.0
+        for step in range(batches.steps):
+            x, y = batches.at(plan, step)
+            loss = F.cross_entropy(net(x[0]), y[0])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        cosine.step()
+        losses.append(total / batches.steps)
+    for name in job.mask or {}:
+        prune.remove(net.get_submodule(name.removesuffix(".weight")), "weight")
+    return net.state_dict(), losses
+
+
+class Precise(Images):
+    """Images whose pixels are normalised in float64, so that rounding hides nothing."""
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().normalised(pixels).double()
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("masked", "momentum"), [(False, 0.9), (True, 0.9), (True, 0.0)])
+def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
+    """In float64; in float32 the two differ by rounding, which flips a ReLU now and then."""
+    images = Precise(images.pixels, images.labels, images.source)
+    net = NETS[name](seed=4).double()
+    recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
+    job = Job(net.state_dict(), seed=11, mask=ticket(net) if masked else None)
+    expected, losses = plain_training(NETS[name]().double(), job, recipe, images)
+    trained = train(net, job, recipe, images)
+    assert trained.state.keys() == expected.keys()
+    for tensor_name, tensor in expected.items():
+        assert trained.state[tensor_name].dtype == tensor.dtype
+        torch.testing.assert_close(trained.state[tensor_name], tensor, atol=1e-9, rtol=1e-9)
+    assert trained.losses == pytest.approx(losses, rel=1e-6)  # summed in float32
+    assert not trained.diverged
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_masked_weight_is_zero_at_every_snapshot_and_a_kept_one_is_trained(name, images):
+    net = NETS[name]()
+    mask = ticket(net)
+    job = Job(net.state_dict(), seed=0, mask=mask, snapshots=(0, 1, 2, 3))
+    trained = train(net, job, RECIPE, images)
+    for state in (trained.state, *trained.snapshots.values()):
+        assert not any(state[n][~kept].any() for n, kept in mask.items())
+    for n, kept in mask.items():
+        moved = trained.state[n][kept] != job.state[n][kept]
+        assert moved.float().mean() > 0.9
+
+
+def test_the_learning_rate_is_torchs_cosine_from_one_to_zero():
+    recipe = Recipe(epochs=17, lr=0.3)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 17)
+    for epoch in range(18):
+        expected = optimizer.param_groups[0]["lr"]
+        assert recipe.lr * recipe.lr_factor(epoch) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        cosine.step()
+
+
+def test_training_learns(images):
+    job = Job(mlp().state_dict(), seed=0)
+    trained = train(mlp(), job, Recipe(epochs=10, lr=0.08, batch_size=32), images)
+    assert trained.losses[-1] < 0.5 * trained.losses[0]
+    assert evaluate(mlp(), [trained.state], images)[0].accuracy > 0.8
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_training_leaves_its_inputs_alone(name, images):
+    net = NETS[name]()
+    net.eval()
+    job = some_jobs(NETS[name], 2)[1]
+    before = copy.deepcopy((net.state_dict(), job.state, job.mask, images.pixels, images.labels))
+    train(net, job, RECIPE, images)
+    evaluate(net, [job.state], images)
+    after = (net.state_dict(), job.state, job.mask, images.pixels, images.labels)
+    for a, b in zip(before, after, strict=True):
+        assert same_state(a, b) if isinstance(a, dict) else torch.equal(a, b)
+    assert not net.training
+    assert not any(p.requires_grad and p.grad is not None for p in net.parameters())
+
+
+# -------------------------------------------------------------------------- snapshots
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_snapshot_zero_is_the_start_and_the_last_one_is_the_end(name, images):
+    net = NETS[name](seed=3)
+    job = Job(net.state_dict(), seed=0, snapshots=(0, RECIPE.epochs))
+    trained = train(net, job, RECIPE, images)
+    assert trained.snapshots.keys() == {0, RECIPE.epochs}
+    assert same_state(trained.snapshots[0], job.state)
+    assert same_state(trained.snapshots[RECIPE.epochs], trained.state)
+    assert not same_state(trained.state, job.state)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_snapshot_of_an_epoch_is_where_a_run_stopped_there_ends(name, images):
+    job = Job(NETS[name]().state_dict(), seed=0, snapshots=(0, 1, 2, 3))
+    whole = train(NETS[name](), job, RECIPE, images)
+    for epoch in range(4):
+        stopped = train(NETS[name](), job, RECIPE, images, until=epoch)
+        assert same_state(stopped.state, whole.snapshots[epoch])
+        assert stopped.losses == whole.losses[:epoch]
+
+
+def test_a_recipe_of_no_epochs_gives_the_start_back(images):
+    job = Job(mlp().state_dict(), seed=0, mask=ticket(mlp()))
+    trained = train(mlp(), job, Recipe(epochs=0, lr=0.1), images)
+    assert same_state(trained.state, masks.apply(job.mask, job.state))
+    assert trained.losses == []
+
+
+# -------------------------------------------------------------------------- resuming
+
+
+class Interrupted(Exception):
+    """What stops a run in these tests."""
+
+
+def interrupt_at(epoch: int, runs: int):
+    """A progress function that raises when `runs` runs have done this epoch."""
+    done = 0
+
+    def progress(epochs: int) -> None:
+        nonlocal done
+        done += epochs
+        if done >= epoch * runs:
+            raise Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("mlp", 0.9), ("mlp", 0.0), ("resnet8", 0.9)])
+def test_a_run_interrupted_at_any_epoch_ends_in_the_same_bytes(name, momentum, images, tmp_path):
+    build = NETS[name]
+    recipe = Recipe(epochs=4, lr=0.08, momentum=momentum, batch_size=64)
+    net = build(seed=2)
+    job = Job(net.state_dict(), 7, ticket(net), snapshots=(0, 1, 3))
+    expected = train(net, job, recipe, images)
+    for epoch in range(1, 5):
+        file = tmp_path / f"{epoch}.safetensors"
+        kept = Job(job.state, job.seed, job.mask, job.snapshots, checkpoint=file)
+        options = dict(progress=interrupt_at(epoch, 1), checkpoint_seconds=0)
+        with pytest.raises(Interrupted):
+            train(net, kept, recipe, images, **options)
+        epochs = []
+        resumed = train(net, kept, recipe, images, progress=epochs.append)
+        assert same(resumed, expected)
+        assert sum(epochs) == 4 - (epoch - 1)  # what was saved is not done again
+
+
+def test_a_run_can_be_resumed_in_other_company(images, tmp_path):
+    recipe = Recipe(epochs=4, lr=0.08, batch_size=64)
+    plain = some_jobs(mlp, 4)
+    expected = train_many(mlp(), plain, recipe, images)
+    jobs = [
+        Job(j.state, j.seed, j.mask, j.snapshots, tmp_path / f"{i}") for i, j in enumerate(plain)
+    ]
+    for some, epoch in ((jobs[:2], 3), (jobs[2:3], 2)):
+        options = dict(progress=interrupt_at(epoch, len(some)), checkpoint_seconds=0)
+        with pytest.raises(Interrupted):
+            train_many(mlp(), some, recipe, images, **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
+    resumed = train_many(mlp(), jobs, recipe, images)  # at epochs 2, 2, 1 and 0
+    assert all(same(a, b) for a, b in zip(resumed, expected, strict=True))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_run_starts_again(images, tmp_path):
+    job = some_jobs(mlp, 1)[0]
+    expected = train(mlp(), job, RECIPE, images)
+    file = tmp_path / "checkpoint"
+    kept = Job(job.state, job.seed, job.mask, job.snapshots, file)
+    options = dict(progress=interrupt_at(3, 1), checkpoint_seconds=0)
+    with pytest.raises(Interrupted):
+        train(mlp(), kept, RECIPE, images, **options)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert same(train(mlp(), kept, RECIPE, images), expected)
+
+
+# -------------------------------------------------------------------------- evaluation
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_evaluation_is_the_mean_over_samples_in_eval_mode(name, images):
+    """Also where the last batch is smaller than the others."""
+    images = images.head(250)
+    states, expected = [], []
+    for seed in range(2):
+        net = NETS[name](seed)
+        net.train()
+        with torch.no_grad():
+            for x, _ in in_order(images, 125):
+                net(x)  # non-trivial running statistics
+        states.append(copy.deepcopy(net.state_dict()))
+        net.eval()
+        with torch.no_grad():
+            logits = net(images.normalised(images.pixels)).double()
+        loss = F.cross_entropy(logits, images.labels).item()
+        expected.append(((logits.argmax(-1) == images.labels).double().mean().item(), loss))
+    for batch_size in (100, 1000):
+        found = evaluate(NETS[name]().train(), states, images, batch_size)
+        for metrics, (accuracy, loss) in zip(found, expected, strict=True):
+            assert metrics.accuracy == pytest.approx(accuracy, abs=1e-12)
+            assert metrics.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_evaluating_states_together_equals_one_by_one(images):
+    states = [mlp(seed=i).state_dict() for i in range(14)]
+    together = evaluate(mlp(), states, images)
+    assert together == [evaluate(mlp(), [state], images)[0] for state in states]
+
+
+def test_only_nets_of_linear_layers_are_stacked():
+    assert [stackable(models.build(n, (3, 32, 32), 10)) for n in models.MODELS] == [
+        n == "mlp" for n in models.MODELS
+    ]

@@ -1,0 +1,170 @@
+"""A verdict follows from the intervals alone; the numbers beside it are the paper's."""
+
+from __future__ import annotations
+
+import warnings
+
+import pandas as pd
+import pytest
+from made_up_results import SPREAD, made_up
+
+from rebasin_utils import verdicts
+from rebasin_utils.errors import InputError
+
+
+def verdict_of(results: pd.DataFrame, start: str) -> str:
+    table = verdicts.of_sparse_runs(results)
+    (verdict,) = table.loc[table["claim"].str.startswith(start), "verdict"]
+    return verdict
+
+
+CLAIM = {
+    "permuted > naive": "with the permuted mask B trains",
+    "lth >= permuted": "LTH, A with its own mask",
+    "k = 0": "from the true init",
+    "random pi": "a random permutation",
+    "random mask": "a random mask",
+}
+
+
+@pytest.mark.parametrize(
+    ("effects", "claim", "verdict"),
+    [
+        ({"permuted": 2, "naive": 0}, "permuted > naive", "holds"),
+        ({"permuted": -2, "naive": 0}, "permuted > naive", "contradicted"),
+        ({"permuted": 0, "naive": 0}, "permuted > naive", "open"),
+        ({"lth": 2, "permuted": 0}, "lth >= permuted", "holds"),
+        ({"lth": 0, "permuted": 0}, "lth >= permuted", "holds"),
+        ({"lth": -2, "permuted": 0}, "lth >= permuted", "contradicted"),
+        ({"permuted": 2, "naive": 0}, "k = 0", "contradicted"),
+        ({"permuted": -2, "naive": 0}, "k = 0", "contradicted"),
+        ({"permuted": 0, "naive": 0}, "k = 0", "holds"),
+        ({"naive": 0, "random_permutation": -2}, "random pi", "holds"),
+        ({"naive": 0, "random_permutation": 2}, "random pi", "contradicted"),
+        ({"naive": 0, "random_mask": -2}, "random mask", "holds"),
+        ({"naive": 0, "random_mask": 2}, "random mask", "contradicted"),
+    ],
+)
+def test_a_verdict_follows_from_the_intervals(effects, claim, verdict):
+    results = made_up(effects, noise=0.4, seeds=8)
+    assert verdict_of(results, CLAIM[claim]) == verdict
+
+
+def test_a_single_pair_decides_nothing():
+    for effects in (SPREAD, {m: -e for m, e in SPREAD.items()}):
+        assert set(verdicts.of_sparse_runs(made_up(effects, seeds=1))["verdict"]) == {"open"}
+
+
+def test_one_cell_on_the_wrong_side_is_enough_to_contradict():
+    results = made_up({"permuted": 2, "naive": 0}, seeds=8)
+    worse = (results["method"] == "permuted") & (results["rewind_epoch"] == 5)
+    results.loc[worse, "test_accuracy"] -= 0.05
+    assert verdict_of(results, CLAIM["permuted > naive"]) == "contradicted"
+
+
+def test_a_claim_about_methods_that_were_not_run_is_passed_over():
+    table = verdicts.of_sparse_runs(made_up({"lth": 4, "permuted": 2, "naive": 0}))
+    starts = [CLAIM[c] for c in ("permuted > naive", "lth >= permuted", "k = 0")]
+    assert len(table) == 3
+    assert all(c.startswith(s) for c, s in zip(table["claim"], starts, strict=True))
+    assert len(verdicts.of_sparse_runs(made_up({"lth": 1.0}))) == 0
+
+
+def test_a_verdict_quotes_every_rewind_epoch_that_it_speaks_of():
+    row = verdicts.of_sparse_runs(made_up(SPREAD)).iloc[0]
+    assert row["n"] == 4
+    assert "k=1:" in row["ours"]
+    assert "k=5:" in row["ours"]
+    assert "k=0:" not in row["ours"]
+
+
+def test_a_sparsity_that_was_not_published_is_said_to_be_so():
+    results = made_up(SPREAD).assign(sparsity=0.42)
+    results = results.drop_duplicates(["method", "rewind_epoch", "seed"])
+    assert "nothing at 42%" in set(verdicts.of_sparse_runs(results, sparsity=0.42)["paper"])
+
+
+def test_the_verdicts_of_a_real_study_have_every_claim(finished):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = verdicts.of_sparse_runs(finished.results(), sparsity=0.5)
+    assert len(table) == 5
+    assert (table["n"] == 2).all()
+    assert set(table["verdict"]) <= {"holds", "contradicted", "open"}
+
+
+@pytest.mark.parametrize("of", [verdicts.of_paths, verdicts.of_overlaps])
+def test_the_verdicts_about_paths_and_overlaps_are_of_every_pair(finished, of):
+    table = of(finished)
+    assert len(table) > 0
+    assert (table["n"] == 2).all()
+    assert set(table["verdict"]) <= {"holds", "contradicted", "open"}
+
+
+def test_an_order_of_rows_does_not_change_a_verdict():
+    results = made_up(SPREAD)
+    shuffled = results.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(
+        verdicts.of_sparse_runs(results), verdicts.of_sparse_runs(shuffled)
+    )
+
+
+def test_a_verdict_over_different_nets_is_refused():
+    both = pd.concat([made_up(SPREAD), made_up(SPREAD, width=4)], ignore_index=True)
+    with pytest.raises(InputError, match="several studies"):
+        verdicts.of_sparse_runs(both)
+
+
+# -------------------------------------------------------------------------- published numbers
+
+#: Smallest and largest permuted − naive and LTH − permuted over the rewind epochs from 10 on, as
+#: section 2 of the protocol reads the tables.
+RANGES = {
+    "ws_table3_resnet20_w1_cifar10": {
+        0.80: (0.10, 0.82, 1.1, 1.8), 0.90: (0.67, 1.22, 1.3, 1.9),
+        0.95: (0.95, 1.54, 2.1, 2.5), 0.97: (0.37, 1.31, 2.5, 3.1),
+    },
+    "ws_table4_resnet20_w4_cifar10": {
+        0.80: (0.33, 0.56, 0.4, 0.7), 0.90: (0.57, 0.84, 0.5, 0.9),
+        0.95: (0.66, 1.40, 0.4, 1.1), 0.97: (0.98, 2.30, 0.6, 1.2),
+    },
+    "icml_table7_resnet20_w8_cifar10": {
+        0.80: (0.15, 0.32, 0.2, 0.4), 0.90: (0.43, 0.79, 0.1, 0.4),
+        0.95: (0.45, 1.00, 0.3, 0.6), 0.97: (0.67, 1.62, 0.2, 0.7),
+    },
+    "icml_table8_resnet20_w16_cifar10": {
+        0.80: (0.08, 0.29, 0.1, 0.2), 0.90: (0.28, 0.47, 0.0, 0.4),
+        0.95: (0.55, 0.79, -0.1, 0.2), 0.97: (0.45, 1.53, 0.2, 0.3),
+    },
+    "icml_table11_resnet20_w1_cifar100": {
+        0.80: (0.70, 1.64, 3.0, 3.6), 0.90: (1.01, 2.35, 3.6, 4.6),
+        0.95: (1.73, 3.16, 4.1, 4.6), 0.97: (1.95, 3.48, 4.3, 6.0),
+    },
+    "icml_table12_resnet20_w4_cifar100": {
+        0.80: (0.76, 1.14, 1.5, 2.3), 0.90: (1.32, 2.35, 1.9, 2.4),
+        0.95: (1.75, 3.46, 2.0, 2.7), 0.97: (2.15, 3.78, 2.1, 2.6),
+    },
+    "icml_table14_resnet20_w16_cifar100": {
+        0.80: (0.55, 0.94, 0.4, 1.9), 0.90: (1.17, 1.67, 0.8, 1.8),
+        0.95: (1.23, 2.76, 1.0, 1.8), 0.97: (2.11, 4.10, 1.5, 1.9),
+    },
+    "ws_table5_vgg11_w1_cifar10": {0.80: (0.20, 0.48, 0.2, 0.4), 0.90: (0.63, 1.21, 0.1, 0.6)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_shipped_tables_hold_the_published_differences(name):
+    table = verdicts.published(name)
+    for sparsity, (least, most, lth_least, lth_most) in RANGES[name].items():
+        cell = table[(table["sparsity"] == sparsity) & (table["rewind_epoch"] >= 10)]
+        means = cell.pivot(index="rewind_epoch", columns="method", values="mean")
+        gain, gap = means["permuted"] - means["naive"], means["LTH"] - means["permuted"]
+        assert (gain.min(), gain.max()) == pytest.approx((least, most), abs=0.005)
+        assert (gap.min(), gap.max()) == pytest.approx((lth_least, lth_most), abs=0.06)
+
+
+def test_an_unknown_published_table_is_refused_with_the_names_there_are():
+    with pytest.raises(InputError) as raised:
+        verdicts.published("table3")
+    assert str(raised.value).startswith("published table = 'table3': choose one of ")
+    assert all(name in str(raised.value) for name in RANGES)
