@@ -140,8 +140,8 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
     figure.update_layout(margin_t=120)
     figure.update_yaxes(title="gain over naive, pp", col=1)
     figure.update_layout(
-        title=f"The matched permutation changes accuracy by {mean['permuted']:+.1f} pp, a random "
-        f"one by {mean['random_permutation']:+.1f} pp<br><sup>paired differences to naive, 95 % "
+        title=f"Over naive, the matched π gains {mean['permuted']:+.1f} pp, a random one "
+        f"{mean['random_permutation']:+.1f} pp<br><sup>paired differences to naive, 95 % "
         "intervals; the means are over k ≥ 1</sup>"
     )
     return figure
@@ -195,11 +195,11 @@ def correlations(before: np.ndarray, after: np.ndarray, group: str) -> go.Figure
     figure = make_subplots(1, 2, subplot_titles=["A against B", "π(A) against B"])
     for column, z in enumerate((before, after), 1):
         figure.add_heatmap(
-            z=np.round(z, 3),
-            zmin=-1,
-            zmax=1,
+            z=np.round(100 * z).astype(np.int8),
+            zmin=-100,
+            zmax=100,
             colorscale=[[0, "#D55E00"], [0.5, "white"], [1, "#0072B2"]],
-            colorbar_title="corr.",
+            colorbar_title="corr., %",
             showscale=column == 2,
             row=1,
             col=column,

@@ -51,7 +51,9 @@ def grid_of(studies: list[Study]) -> Study:
 
 
 def show_table(table: pd.DataFrame, digits: int = 2) -> None:
-    """Display a table whole, without its index where that is only a count."""
+    """Display a table whole; sparsities as per cent, no index where that is only a count."""
+    if "sparsity" in table.index.names:
+        table = table.rename(index="{:.0%}".format, level="sparsity")
     counted = isinstance(table.index, pd.RangeIndex)
     with pd.option_context("display.max_colwidth", None):
         page = table.to_html(index=not counted, float_format=f"{{:.{digits}f}}".format, border=0)

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 
 _MARKERS = {
     "circle": "o",
@@ -30,9 +31,10 @@ _DASHES = {None: "-", "solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 def png(figure: go.Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG, in its initial state (of sliders and menus)."""
-    buffer = io.BytesIO()
-    draw(figure).savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    drawn, small = io.BytesIO(), io.BytesIO()
+    draw(figure).savefig(drawn, format="png", dpi=dpi)
+    Image.open(drawn).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def draw(figure: go.Figure) -> Figure:
@@ -156,7 +158,14 @@ def _bar(axes: Axes, trace: go.Bar, layout: go.Layout) -> None:
 
 def _heatmap(axes: Axes, trace: go.Heatmap, layout: go.Layout) -> None:
     z = np.asarray(trace.z, dtype=float)
-    axes.imshow(z, aspect="auto", cmap=_colours(trace, layout), vmin=trace.zmin, vmax=trace.zmax)
+    axes.imshow(
+        z,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=_colours(trace, layout),
+        vmin=trace.zmin,
+        vmax=trace.zmax,
+    )
 
 
 def _contour(axes: Axes, trace: go.Contour, layout: go.Layout) -> None:
