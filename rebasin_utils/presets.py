@@ -44,7 +44,7 @@ _POCKET_RESNET = Settings(
     **_POCKET_DATA,
     model="resnet8",
     seeds=3,
-    dense=Recipe(epochs=6, lr=0.08),
+    dense=Recipe(epochs=4, lr=0.08),
     imp=Recipe(epochs=3, lr=0.02),
     methods=(),
     path_samples=2000,
