@@ -83,7 +83,7 @@ class Report:
     """What a spec says, as two tables and one number.
 
     groups: name, units, slots (positions of one unit at the tap), tap, tensors (axes that move).
-    pinned: tensor, axis, positions, reason.
+    pinned: tensor, axis, count (of positions), reason.
     free_share: share of all positions on channel axes (axes longer than 1, without the pixels of
         convolution kernels) that belong to a group.
     """
@@ -136,7 +136,8 @@ class PermutationSpec:
                 it one block earlier, as the code behind the paper's tables does.
 
         Raises:
-            InputError: when the model cannot be traced; the sentence names the place.
+            InputError: when the model cannot be traced; the sentence names the place. Also for
+                "released_code" when the last residual stream has one block only.
         """
         from rebasin_utils.tracing import trace
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from rebasin_utils.errors import InputError
+from rebasin_utils.trace_rules import is_pristine
 
 _NOT_THE_USERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
@@ -171,7 +172,7 @@ def _own_path(path: str) -> str:
 
 def _is_plain(module: nn.MultiheadAttention) -> bool:
     same = module._qkv_same_embed_dim and module.in_proj_weight is not None
-    return same and module.bias_k is None and not module.add_zero_attn
+    return same and is_pristine(module) and module.bias_k is None and not module.add_zero_attn
 
 
 def _arity(module: nn.Module) -> int:

@@ -40,8 +40,6 @@ from rebasin_utils.trace_values import Value, contract, elementwise, fix, normal
     computes=True,
 )
 def pointwise(call: Call, *args: Any, **kwargs: Any) -> Value:
-    if kwargs.get("out") is not None:
-        raise Unknown(f"{call.place} writes into its argument `out`")
     return elementwise(call.ledger, values_in(args, kwargs), call.place)
 
 
@@ -168,12 +166,11 @@ def _grouped(call: Call, x: Value, weight: Value, groups: int, channel: int) -> 
             source = x.factor_along(channel)
         column = outputs.reshape(groups, per_output)
         rows = source.reshape(groups, per_input)
-        ledger.tie([rows], np.tile(np.arange(per_input), groups))
         for k in range(per_input):  # binds every input of a group to the group's first output
             ledger.tie([column[:, 0], rows[:, k]])
         for k in range(1, per_output):
             ledger.tie([column[:, 0], column[:, k]])
-        colour = np.tile(np.arange(per_output), groups)
+        colour = 0
     else:
         colour = np.repeat(np.arange(groups), per_output)
     made = Value((weight.shape[0],), sampled=x.sampled)

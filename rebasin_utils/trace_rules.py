@@ -113,14 +113,14 @@ def along(value: Value, dim: int, ndim: int, source: int = 0) -> Value:
 def rule_for(node: fx.Node, module: nn.Module | None) -> Rule | None:
     """The rule for a node of the graph; None where there is none."""
     if module is not None:
-        return MODULES.get(type(module)) if _is_pristine(module) else None
+        return MODULES.get(type(module)) if is_pristine(module) else None
     if node.op == "call_method":
         return METHODS.get(node.target)
     home, name = (getattr(node.target, a, "") for a in ("__module__", "__name__"))
     return FUNCTIONS.get(node.target) or FOREIGN.get((home, name))
 
 
-def _is_pristine(module: nn.Module) -> bool:
+def is_pristine(module: nn.Module) -> bool:
     """Whether a module does what its class says: no hooks but pruning's, its class's forward."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     known = all(isinstance(hook, BasePruningMethod) for hook in hooks)

@@ -165,13 +165,12 @@ def _refine(kind: np.ndarray, unit: np.ndarray, rows: np.ndarray) -> None:
 def collapse(ledger: Ledger, factor: Ids, dims: Iterable[int]) -> Ids:
     """The same units seen along the other dimensions only.
 
-    Positions along `dims` become parts of one unit that keep their order.
+    Positions along `dims` become parts of one unit. They keep their order, because rows in a tie
+    stand for each other in order.
     """
     shape = tuple(1 if d in dims else n for d, n in enumerate(factor.shape))
     new = ledger.axis(int(np.prod(shape))).reshape(shape)
-    along = tuple(n if d in dims else 1 for d, n in enumerate(factor.shape))
-    colour = np.broadcast_to(np.arange(int(np.prod(along))).reshape(along), factor.shape)
-    ledger.tie([factor, np.broadcast_to(new, factor.shape)], colour)
+    ledger.tie([factor, np.broadcast_to(new, factor.shape)])
     return new
 
 
@@ -304,19 +303,14 @@ def reshape(ledger: Ledger, value: Value, shape: Sequence[int], place: str) -> V
             value = fix(ledger, value, old, f"two kinds of units merge in {place}")
     factors = []
     for f in value.factors:
-        full, target, absorbed = list(f.shape), [1] * len(shape), []
+        full, target = list(f.shape), [1] * len(shape)
         for old, new in _dim_groups(value.shape, shape):
-            if not _spread(f) & set(old):
-                continue
-            absorbed += [d for d in old if f.shape[d] == 1]
-            for d in old:
-                full[d] = value.shape[d]
-            for d in new:
-                target[d] = shape[d]
-        along = [n if d in absorbed else 1 for d, n in enumerate(full)]
-        code = np.arange(int(np.prod(along))).reshape(along)
-        ids = np.broadcast_to(f, full).reshape(target)
-        factors.append(ledger.successor(ids, colour=np.broadcast_to(code, full)))
+            if _spread(f) & set(old):
+                for d in old:
+                    full[d] = value.shape[d]
+                for d in new:
+                    target[d] = shape[d]
+        factors.append(ledger.successor(np.broadcast_to(f, full).reshape(target)))
     return _derived(shape, factors, [value])
 
 

@@ -57,8 +57,8 @@ def _run(model: nn.Module, graph: fx.GraphModule, inputs: tuple[Any, ...]) -> di
             return result
 
     with torch.no_grad():
-        expected = _tensors(eval_copy(model)(*inputs))
-        found = _tensors(Recorder(graph).run(*inputs))
+        expected = _tensors(eval_copy(model)(*_cloned(inputs)))
+        found = _tensors(Recorder(graph).run(*_cloned(inputs)))
     scale = max((a.abs().max().item() for a in expected), default=0.0)
     alike = len(expected) == len(found) and all(
         a.shape == b.shape and not (a - b).abs().max() > 1e-3 * scale + 1e-6
@@ -104,7 +104,7 @@ def _check(
     constants = {n: b.to(dtype) for n, b in net.named_buffers() if n not in state and _is_real(b)}
     with torch.no_grad():
         before, after = (
-            _tensors(functional_call(net, s | constants, inputs, tie_weights=False))
+            _tensors(functional_call(net, s | constants, _cloned(inputs), tie_weights=False))
             for s in (state, moved)
         )
     worst = 0.0
@@ -152,10 +152,15 @@ def tap_values(model: nn.Module, spec: PermutationSpec) -> Callable[..., dict[st
                 "the spec was traced from another architecture"
             )
         wanted[name] = nodes[group.tap.node]
-    for node in dict.fromkeys(wanted.values()):
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node in dict.fromkeys([*inputs, *wanted.values()]):
         if _is_overwritten(graph, node):
             with graph.graph.inserting_after(node):
                 kept = graph.graph.call_method("clone", (node,))
+            if node in inputs:
+                node.replace_all_uses_with(
+                    kept, delete_user_cb=lambda user, kept=kept: user != kept
+                )
             wanted = {name: kept if n is node else n for name, n in wanted.items()}
     last = next(node for node in graph.graph.nodes if node.op == "output")
     last.args = (wanted,)
@@ -180,6 +185,11 @@ def as_matrix(activation: Tensor, tap: Tap) -> Tensor:
     if not torch.equal(index, torch.arange(width)):
         x = x[:, index.to(x.device)]
     return x if slots == 1 else x.unflatten(1, (units, slots))
+
+
+def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies, because a forward may overwrite its inputs."""
+    return map_aggregate(inputs, lambda x: x.clone() if isinstance(x, Tensor) else x)
 
 
 def _is_overwritten(graph: fx.GraphModule, node: fx.Node) -> bool:

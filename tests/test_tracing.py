@@ -199,20 +199,33 @@ def test_a_permuted_net_shows_the_same_activations_in_another_order():
 
 
 def test_a_tap_survives_operations_that_overwrite_it():
-    class Block(nn.Module):
+    class Stream(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.stem, self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+            self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
 
         def forward(self, x):
-            hidden = torch.relu(self.first(x))
-            return self.second(hidden.view(-1, 6).mul_(0)) + 1
+            x = torch.relu(self.stem(x))
+            for block in self.blocks:
+                x = x.add_(block(x))
+            return self.head(torch.relu(self.hidden(x)))
 
-    model, x = Block(), torch.randn(3, 4)
+    model, x = Stream(), torch.randn(3, 4)
+    spec = PermutationSpec.trace(model, x, stream_tap="released_code")
+    assert spec.groups["stem"].tap.node == "add_"
+    stem = torch.relu(model.stem(x))
+    assert torch.equal(tapped(model, spec)(x)["stem"], stem + model.blocks[0](stem))
+
+
+def test_inputs_that_the_forward_overwrites_stay_as_they_are():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    kept = x.clone()
     spec = PermutationSpec.trace(model, x)
-    tap = replace(spec.groups["first"].tap, node="relu")
-    spec = replace(spec, groups={"first": replace(spec.groups["first"], tap=tap)})
-    assert torch.equal(tapped(model, spec)(x)["first"], torch.relu(model.first(x)))
+    assert spec.check(model, x) < 1e-10
+    tapped(model, spec)(x)
+    assert torch.equal(x, kept)
 
 
 def test_channels_last_activations_are_tapped_without_a_copy():
