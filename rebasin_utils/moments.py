@@ -54,7 +54,7 @@ class Moments:
         if not self._shifts:
             self._shifts = [x.mean(1, keepdim=True, dtype=torch.float32) for x in pair]
         rows = max(PIECE // (slots * units), 1) if home.type == "cpu" else samples
-        with _full_float32(home):
+        with full_float32(home):
             for pieces in zip(*(x.split(rows, 1) for x in pair), strict=True):
                 self._add([x.float() - s for x, s in zip(pieces, self._shifts, strict=True)])
             if self.std == "mean_of_batches":
@@ -124,7 +124,7 @@ def _added(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """No bfloat16 or TensorFloat-32 products, whatever the caller allows for training."""
     backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     kept = [b.fp32_precision for b in backends]
