@@ -219,22 +219,23 @@ def test_the_released_variant_is_the_mean_of_every_batchs_standard_deviation(ima
 # -------------------------------------------------------------------------- dead units
 
 
-def with_dead_units(net: nn.Module, dead: list[int]) -> nn.Module:
-    """These units of the first hidden layer never fire."""
+def with_dead_units(net: nn.Module, dead: list[int], value: float = 0.0) -> nn.Module:
+    """These units of the first hidden layer give the same value for every image."""
     net = copy.deepcopy(net)
     with torch.no_grad():
         net.layers.linear0.weight[dead] = 0
-        net.layers.linear0.bias[dead] = -1
+        net.layers.linear0.bias[dead] = value
     return net
 
 
 @pytest.mark.parametrize("objective", ["correlation", "covariance", "inner_product"])
 @pytest.mark.parametrize("std", ["pooled", "mean_of_batches"])
-def test_dead_units_make_no_nan_and_go_to_the_dead_places(objective, std, images):
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_dead_units_make_no_nan_and_go_to_the_dead_places(objective, std, value, images):
     spec, (net, _) = small_pair()
     name = next(iter(spec.groups))
     planted = random_permutation(spec, torch.Generator().manual_seed(3))
-    reference = with_dead_units(net, [2, 7])
+    reference = with_dead_units(net, [2, 7], value)
     moving = with_state(reference, permute(spec, planted, reference.state_dict()))
     options = dict(objective=objective, std=std)
     found = match_activations(spec, moving, reference, batches(images), **options)

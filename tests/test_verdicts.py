@@ -55,6 +55,13 @@ def test_a_single_pair_decides_nothing():
         assert set(verdicts.of_sparse_runs(made_up(effects, seeds=1))["verdict"]) == {"open"}
 
 
+def test_one_undecided_cell_leaves_a_claim_of_more_open():
+    results = made_up({"permuted": 2, "naive": 0}, seeds=8)
+    equal = (results["method"] == "permuted") & (results["rewind_epoch"] == 5)
+    results.loc[equal, "test_accuracy"] -= 0.02
+    assert verdict_of(results, CLAIM["permuted > naive"]) == "open"
+
+
 def test_one_cell_on_the_wrong_side_is_enough_to_contradict():
     results = made_up({"permuted": 2, "naive": 0}, seeds=8)
     worse = (results["method"] == "permuted") & (results["rewind_epoch"] == 5)
