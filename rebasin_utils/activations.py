@@ -43,13 +43,14 @@ def streamed(net: nn.Module, spec: PermutationSpec) -> Callable[..., Iterator[tu
         run.env, run.args_iter = {}, iter([_placed(x, first) for x in inputs])
         for node in graph.graph.nodes:
             if node.op == "output":
-                return
+                break
             with torch.no_grad():
                 run.env[node] = run.run_node(node)
             for name in taps.get(node, ()):
                 yield name, as_matrix(run.env[node], spec.groups[name].tap)
             for done in run.user_to_last_uses.get(node, ()):
                 del run.env[done]
+        run.env = {}
 
     return stream
 
@@ -68,11 +69,14 @@ def _tapped_nodes(graph: fx.GraphModule, spec: PermutationSpec) -> dict[fx.Node,
     taps = defaultdict(list)
     for name, group in spec.groups.items():
         taps[nodes[group.tap.node]].append(name)
-    next(node for node in nodes.values() if node.op == "output").args = (tuple(taps),)
+    output = next(node for node in nodes.values() if node.op == "output")
+    output.args = (tuple(taps),)
     graph.graph.eliminate_dead_code()
+    output.args = ((),)  # or else every tap would be kept to the end
     for module in graph.modules():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(_channels_last(weight.detach()), False))
+            if weight.ndim == 4:
+                setattr(module, name, nn.Parameter(_channels_last(weight.detach()), False))
     return taps
 
 
@@ -103,17 +107,16 @@ def _fold_batch_norms(graph: fx.GraphModule, tapped: set[fx.Node]) -> dict[str, 
 
 
 def _placed(x: Tensor, like: Tensor | None) -> Tensor:
-    """An input on the net's device, in its precision and in channels-last memory."""
+    """A copy of an input on the net's device and in its precision; the net may overwrite it."""
     if like is not None:
         x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
     return _channels_last(x)
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """x, in channels-last memory if it is shaped like images or convolution kernels.
+    """A copy of x, in channels-last memory if it is shaped like images or convolution kernels.
 
     `Tensor.to` would leave a tensor with one channel as it is.
     """
-    if x.ndim != 4:
-        return x
-    return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+    memory_format = torch.channels_last if x.ndim == 4 else torch.preserve_format
+    return torch.empty_like(x, memory_format=memory_format).copy_(x)

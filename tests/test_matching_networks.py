@@ -221,21 +221,19 @@ def test_labels_in_the_batches_are_passed_over(images, batches):
 
 @pytest.mark.parametrize("setting", ["medium", "autocast"])
 def test_what_the_caller_allows_for_training_does_not_reach_the_moments(setting):
-    generator = torch.Generator().manual_seed(0)
-    b, a = torch.randn(2, 1000, 8, generator=generator)
-    kept = torch.get_float32_matmul_precision()
+    b, a = torch.randn(2, 1000, 8, generator=torch.Generator().manual_seed(0))
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     results = []
     for allowed in (False, True):
-        if allowed and setting == "medium":
-            torch.set_float32_matmul_precision("medium")
-        inside = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if allowed else "highest")
+        inside = [backend.fp32_precision for backend in backends]
         collected = Moments("correlation", "pooled")
         try:
             with torch.autocast("cpu", torch.bfloat16, enabled=allowed and setting == "autocast"):
                 collected.add(b, a)
-            assert torch.get_float32_matmul_precision() == inside
+            assert [backend.fp32_precision for backend in backends] == inside
         finally:
-            torch.set_float32_matmul_precision(kept)
+            torch.set_float32_matmul_precision("highest")
         results.append(collected.similarity()[0])
     assert np.array_equal(*results)
 
@@ -251,17 +249,35 @@ def test_memory_does_not_grow_with_the_data(batches):
     assert max(sizes) <= 2 * 12 + 2 * (12 * 12 + 4 * 12)
 
     spec, moving, reference = pair("resnet8", batches)
-    alive_at_once = []
+    at_each_batch = []
 
     def counted():
         for x in batches:
-            gc.collect()
-            floats = (t for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
-            alive_at_once.append(sum(t.numel() for t in floats if t.is_floating_point()))
+            at_each_batch.append(numbers_in_memory())
             yield x
 
     match_activations(spec, moving, reference, counted())
-    assert max(alive_at_once[1:]) <= alive_at_once[1] + 4 * batches[0].numel()
+    assert max(at_each_batch[1:]) <= at_each_batch[1] + 4 * batches[0].numel()
+
+
+def numbers_in_memory() -> int:
+    """Of all floating-point tensors that Python knows; views count again."""
+    gc.collect()
+    tensors = (t for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
+    return sum(t.numel() for t in tensors if t.is_floating_point())
+
+
+def test_an_activation_is_not_kept_once_the_net_is_past_it(batches):
+    spec, net, _ = pair("resnet8", batches)
+    stream = streamed(net, spec)
+    before, sizes, kept = numbers_in_memory(), [], []
+    for _, matrix in stream(batches[0]):
+        sizes.append(matrix.numel())
+        kept.append(numbers_in_memory() - before)
+    assert sizes[0] == max(sizes) > 3 * sizes[-1]
+    assert kept[-1] < sizes[0]
+    del matrix
+    assert numbers_in_memory() - before < sizes[-1]
 
 
 # ------------------------------------------------------------------- activations, made for speed
@@ -275,20 +291,18 @@ def pruned(net: nn.Module) -> nn.Module:
 
 
 class Overwrites(nn.Module):
-    """Its taps are written over: by a ReLU in place, and by adding to a stream in place."""
+    """The released code's tap of its stream is written over: by adding to the stream in place."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.again, self.bn_again = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.relu = nn.ReLU(inplace=True)
-        self.head = nn.Linear(6, 3)
+        self.stem, self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
 
     def forward(self, x):
-        x = self.relu(self.bn(self.conv(x)))
-        y = self.bn_again(self.again(x))
-        y += x
-        return self.head(self.relu(y).mean((2, 3)))
+        x = torch.relu_(self.stem(x.relu_()))
+        for block in self.blocks:
+            x = x.add_(block(x))
+        return self.head(torch.relu(self.hidden(x)))
 
 
 NETS = {
@@ -305,16 +319,19 @@ def test_the_fast_copy_shows_what_the_net_itself_does(name):
     """Channels last, batch norms folded, one activation at a time: rounding error and no more."""
     torch.manual_seed(0)
     net = NETS[name]()
-    x = torch.randn(4, 3, 64, 64) if name.endswith("net") else torch.randn(4, *SHAPE)
+    shapes = {"overwrites": (4,), "shufflenet": (3, 64, 64), "mobilenet": (3, 64, 64)}
+    x = torch.randn(4, *shapes.get(name, SHAPE))
+    kept = x.clone()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    spec = PermutationSpec.trace(net, x)
+    spec = PermutationSpec.trace(net, x, "released_code" if name == "overwrites" else "last")
     expected = tapped(net, spec)(x)
     found = {n: matrix.clone() for n, matrix in streamed(net, spec)(x)}
+    assert torch.equal(x, kept)
     assert found.keys() == expected.keys()
     for n, matrix in expected.items():
         assert (found[n] - matrix).abs().max() <= 1e-5 * matrix.abs().max()
