@@ -24,6 +24,12 @@ _SMOKE = Settings(
     sparsities=(0.5, 0.8),
     rewind_epochs=(0, 1),
     tickets_of_b=True,
+    cell=(0.8, 1),
+    match_epochs=(1,),
+    ensemble_size=2,
+    plane_points=3,
+    path_samples=500,
+    statistics_samples=256,
 )
 
 _POCKET_GRID = Settings(
@@ -37,6 +43,11 @@ _POCKET_GRID = Settings(
     rewind_epochs=(0, 1, 2, 5),
     tickets_of_b=True,
     alphas=tuple(i / 10 for i in range(11)),
+    path_samples=2500,
+    cell=(0.90, 2),
+    match_epochs=(0, 1, 2, 5),
+    ensemble_size=5,
+    plane_points=21,
 )
 
 _POCKET_RESNET = Settings(
