@@ -86,18 +86,15 @@ def segment(study: Study, node: Node) -> dict[str, Any]:
     return {"alphas": list(study.settings.alphas), "paths": paths}
 
 
-def ensembles(study: Study, node: Node) -> dict[str, Any]:
-    """For every method: its members' accuracies, that of their ensemble, and how they differ."""
-    found = {}
-    for method in study.plan.compared:
-        states = [study.state(member) for member in study.plan.members(method, node.seed)]
-        logits, labels = predict(study.model, states, study.test_images), study.test_images.labels
-        found[method] = {
-            "accuracies": (logits.argmax(-1) == labels.cpu()).double().mean(-1).tolist(),
-            "ensemble": diversity.ensemble_accuracy(logits, labels.cpu()),
-            "pairs": diversity.pairs(logits).to_dict("records"),
-        }
-    return found
+def ensemble(study: Study, node: Node) -> dict[str, Any]:
+    """The members' test accuracies, that of their ensemble, and how every two of them differ."""
+    labels = study.test_images.labels.cpu()
+    logits = predict(study.model, [study.state(n) for n in node.parents], study.test_images)
+    return {
+        "accuracies": (logits.argmax(-1) == labels).double().mean(-1).tolist(),
+        "ensemble": diversity.ensemble_accuracy(logits, labels),
+        "pairs": diversity.pairs(logits).to_dict("records"),
+    }
 
 
 def plane(study: Study, node: Node) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def plane(study: Study, node: Node) -> dict[str, Any]:
 MEASURE = {
     "connectivity": connectivity,
     "segment": segment,
-    "diversity": ensembles,
+    "diversity": ensemble,
     "plane": plane,
 }
 

@@ -222,17 +222,16 @@ class Plan:
         under several orders of the data. permuted, naive: one ticket on several other nets.
         """
         s = self.settings
-        sparsity, rewind_epoch = s.cell
-        nets = [(role, i) for i in range(s.seeds) for role in ROLES]
-        own = nets.index(("A", seed))
-        others = (nets[own + 1 :] + nets[:own])[: s.ensemble_size]
+        rest = [(role, i) for i in range(s.seeds) if i != seed for role in ROLES]
+        others = [("B", seed), *rest][: s.ensemble_size]
+        alike = [("A", seed), *others][: len(others)]
         if method == "dense":
-            return [self.dense(*net) for net in [nets[own], *others[:-1]]]
+            return [self.dense(*net) for net in alike]
         if method == "imp":
-            return [self.ticket(*net, sparsity) for net in [nets[own], *others[:-1]]]
-        cell = (method, sparsity, rewind_epoch, seed)
+            return [self.ticket(*net, s.cell[0]) for net in alike]
+        cell = (method, *s.cell, seed)
         if method == "lth":
-            return [self.sparse(*cell, order=i) for i in range(s.ensemble_size)]
+            return [self.sparse(*cell, order=i) for i in range(len(others))]
         return [self.sparse(*cell), *(self.sparse(*cell, net=net) for net in others[1:])]
 
     def segment(
@@ -255,21 +254,11 @@ class Plan:
         fields = dict(sparsity=sparsity, rewind_epoch=rewind_epoch, variant=kind)
         return Node(key, seed, parents, round=step, **fields)
 
-    def diversity(self, seed: int) -> Node:
-        """How differently the members of every method's ensemble answer."""
-        s = self.settings
-        parents = tuple(node for method in self.compared for node in self.members(method, seed))
-        depends_on = {"methods": self.compared, "size": s.ensemble_size}
-        return Node(self._key("diversity", f"seed{seed}", depends_on, parents), seed, parents)
-
-    @property
-    def compared(self) -> list[str]:
-        """The methods whose ensembles are compared."""
-        return [
-            "dense",
-            "imp",
-            *(m for m in ("lth", "permuted", "naive") if m in self.settings.methods),
-        ]
+    def diversity(self, method: str, seed: int) -> Node:
+        """How differently the members of a method's ensemble answer."""
+        parents = tuple(self.members(method, seed))
+        key = self._key("diversity", f"{method}-seed{seed}", {"method": method}, parents)
+        return Node(key, seed, parents, variant=method)
 
     def plane(self, seed: int) -> Node:
         """The map through sparse π(A), the permuted run's end and dense π(A)."""
@@ -301,7 +290,7 @@ class Plan:
             for method in s.methods
             for seed in seeds
         ]
-        sparse = _distinct([*grid, *self._early_runs, *chain(*self._ensembles.values())], "sparse")
+        sparse = _distinct([*grid, *self._early_runs, *self._member_runs], "sparse")
         matched = [self.matching(seed) for seed in seeds]
         matched += [self.matching(seed, epoch=t) for seed in seeds for t in s.match_epochs]
         of_runs = [parent for node in sparse for parent in node.parents]
@@ -322,13 +311,35 @@ class Plan:
             "connectivity": [self.connectivity(seed) for seed in seeds],
             "sparse": sorted(sparse, key=lambda node: s.rewind_epochs.index(node.rewind_epoch)),
             "segment": [node for seed in seeds for node in self._segments(seed)],
-            "diversity": [self.diversity(seed) for seed in seeds if s.ensemble_size],
-            "plane": [self.plane(0)] if s.plane_points else [],
+            "diversity": [
+                self.diversity(method, seed) for seed in seeds for method in self.compared
+            ],
+            "plane": [self.plane(0)] if self._has_plane else [],
         }
+
+    @property
+    def compared(self) -> list[str]:
+        """The methods whose ensembles are compared."""
+        s = self.settings
+        if not (s.looks_closer and s.tickets_of_b and s.seeds > 1 and s.ensemble_size > 1):
+            return []
+        return ["dense", "imp", *(m for m in ("lth", "permuted", "naive") if m in s.methods)]
+
+    @property
+    def _has_plane(self) -> bool:
+        s = self.settings
+        return s.looks_closer and "permuted" in s.methods and s.plane_points > 1
+
+    @property
+    def _member_runs(self) -> list[Node]:
+        seeds = range(self.settings.seeds)
+        return [node for m in self.compared for seed in seeds for node in self.members(m, seed)]
 
     @property
     def _early_runs(self) -> list[Node]:
         s = self.settings
+        if not (s.looks_closer and "permuted" in s.methods):
+            return []
         return [
             self.sparse("permuted", sparsity, s.cell[1], seed, match_epoch=epoch)
             for epoch in s.match_epochs
@@ -336,21 +347,15 @@ class Plan:
             for seed in range(s.seeds)
         ]
 
-    @cached_property
-    def _ensembles(self) -> dict[tuple[str, int], list[Node]]:
-        seeds = range(self.settings.seeds) if self.settings.ensemble_size else ()
-        return {(m, seed): self.members(m, seed) for m in self.compared for seed in seeds}
-
     def _segments(self, seed: int) -> list[Node]:
         s = self.settings
         found = [self.segment("dense-imp", seed, r.sparsity) for r in self.rounds if r.number]
-        if "lth" in s.methods and s.rewind_epochs:
-            ends = sorted({min(s.rewind_epochs), max(s.rewind_epochs)})
+        if "lth" in s.methods:
             found += [
                 self.segment(kind, seed, sparsity, rewind_epoch)
                 for kind in SEGMENTS[1:]
                 for sparsity in s.sparsities
-                for rewind_epoch in ends
+                for rewind_epoch in s.rewind_epochs
             ]
         return found
 

@@ -28,7 +28,6 @@ _SMOKE = Settings(
     match_epochs=(1,),
     ensemble_size=2,
     plane_points=3,
-    path_samples=500,
     statistics_samples=256,
 )
 

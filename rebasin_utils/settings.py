@@ -70,15 +70,17 @@ class Settings(BaseModel):
     )
     cell: tuple[Sparsity, Annotated[int, Field(ge=0)]] | None = Field(
         None,
-        description="(sparsity, rewind epoch) at which early matching, ensembles and the "
-        "plane look closer",
+        description="(sparsity, rewind epoch) of the grid at which early matching, ensembles and "
+        "the plane look closer; outside the grid: nowhere",
     )
     match_epochs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), description="match A with B after these epochs, too (early matching)"
     )
-    ensemble_size: int = Field(0, ge=0, description="members of every ensemble; 0: no ensembles")
+    ensemble_size: int = Field(
+        0, ge=0, description="members of an ensemble, below 2: none; needs tickets_of_b"
+    )
     plane_points: int = Field(
-        0, ge=0, le=201, description="points a side of the map through three nets; 0: no map"
+        0, ge=0, le=201, description="points a side of the map through three nets, below 2: none"
     )
     # What the released code does otherwise (protocol, section 3.1); all off is the paper's text.
     rewind_off_by_one: bool = Field(False, description='"k" is k + 1 epochs, as in released code')
@@ -144,36 +146,21 @@ class Settings(BaseModel):
                 )
         if self.alphas[:1] != (0.0,) or self.alphas[-1:] != (1.0,):
             raise ValueError(f"alphas = {list(self.alphas)}: must go from 0 to 1")
-        self._check_closer_looks()
         return self
-
-    def _check_closer_looks(self) -> None:
-        looks = ("match_epochs", "ensemble_size", "plane_points")
-        wanted = [field for field in looks if getattr(self, field)]
-        if wanted and self.cell is None:
-            raise ValueError(f"{wanted[0]} = {getattr(self, wanted[0])!r}: needs a cell to look at")
-        if self.cell is not None:
-            sparsity, rewind_epoch = self.cell
-            if sparsity not in self.sparsities or rewind_epoch not in self.rewind_epochs:
-                raise ValueError(
-                    f"cell = {self.cell}: must be one of the sparsities {list(self.sparsities)} "
-                    f"and one of the rewind epochs {list(self.rewind_epochs)}"
-                )
-        others = 2 * self.seeds - 1
-        if self.ensemble_size == 1 or self.ensemble_size > others:
-            raise ValueError(
-                f"ensemble_size = {self.ensemble_size}: must be 0, or at least 2 and at most "
-                f"{others}, the other nets of {self.seeds} pairs"
-            )
-        if self.ensemble_size and not self.tickets_of_b:
-            raise ValueError(
-                f"ensemble_size = {self.ensemble_size}: needs tickets_of_b, whose nets are members"
-            )
 
     @property
     def snapshots(self) -> dict[int, int]:
         """Rewind epoch -> the number of epochs after which that state was saved."""
         return {k: k + 1 if self.rewind_off_by_one else k for k in self.rewind_epochs}
+
+    @property
+    def looks_closer(self) -> bool:
+        """Whether the cell is in the grid."""
+        return (
+            self.cell is not None
+            and self.cell[0] in self.sparsities
+            and self.cell[1] in self.rewind_epochs
+        )
 
     @property
     def saved_epochs(self) -> list[int]:

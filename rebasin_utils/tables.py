@@ -198,19 +198,17 @@ def ensembles(study: Study) -> pd.DataFrame:
     """
     rows = []
     for node in study.plan.nodes("diversity"):
-        for method, found in study.load(node).record["metrics"].items():
-            accuracies = pd.Series(found["accuracies"])
-            differ = pd.DataFrame(found["pairs"])[list(METRICS)].mean()
-            rows.append(
-                {
-                    "method": method,
-                    "seed": node.seed,
-                    "n": len(accuracies),
-                    "accuracy": 100 * accuracies.mean(),
-                    "ensemble": 100 * found["ensemble"],
-                    **differ,
-                }
-            )
+        found = study.load(node).record["metrics"]
+        rows.append(
+            {
+                "method": node.variant,
+                "seed": node.seed,
+                "n": len(found["accuracies"]),
+                "accuracy": 100 * pd.Series(found["accuracies"]).mean(),
+                "ensemble": 100 * found["ensemble"],
+                **pd.DataFrame(found["pairs"])[list(METRICS)].mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
