@@ -23,6 +23,9 @@ from rebasin_utils.training import Metrics, predict
 if TYPE_CHECKING:
     from rebasin_utils.study import Study
 
+#: Points of the path between two solutions of one net.
+SEGMENT_ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
 #: The map of `plane` reaches this far on both axes (the paper's Figure 4b).
 PLANE_RANGE = (-1.5, 2.5)
 
@@ -66,24 +69,13 @@ def segment(study: Study, node: Node) -> dict[str, Any]:
     """The path between two solutions of net A, on test images, for every correction."""
     first, second = (study.state(parent) for parent in node.parents)
     images = _splits(study)["test"]
-    paths = [
-        {
-            "correction": correction,
-            "points": _finite(
-                interpolation.path(
-                    study.model,
-                    first,
-                    second,
-                    study.settings.alphas,
-                    images,
-                    correction,
-                    _samples(study),
-                )
-            ),
-        }
-        for correction in corrections(study.model)
-    ]
-    return {"alphas": list(study.settings.alphas), "paths": paths}
+    paths = []
+    for correction in corrections(study.model):
+        points = interpolation.path(
+            study.model, first, second, SEGMENT_ALPHAS, images, correction, _samples(study)
+        )
+        paths.append({"correction": correction, "points": _finite(points)})
+    return {"alphas": SEGMENT_ALPHAS, "paths": paths}
 
 
 def ensemble(study: Study, node: Node) -> dict[str, Any]:

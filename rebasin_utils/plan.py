@@ -41,7 +41,7 @@ VERSIONS = dict.fromkeys(STAGES, 1) | {"connectivity": 2}
 ROLES = ("A", "B")
 
 #: The paths between two solutions that grew from one net.
-SEGMENTS = ("dense-imp", "dense-lth", "imp-lth")
+SEGMENTS = ("dense-imp", "dense-lth")
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,9 @@ class Plan:
         parents = tuple(ends[end] for end in kind.split("-"))
         k = "" if rewind_epoch is None else f"k{rewind_epoch}"
         label = _label(f"{kind}-S{sparsity:.4g}-seed{seed}", k)
-        key = self._key("segment", label, self._on_paths, parents)
+        s = self.settings
+        depends_on = {f: getattr(s, f) for f in ("path_samples", "statistics_samples")}
+        key = self._key("segment", label, depends_on, parents)
         fields = dict(sparsity=sparsity, rewind_epoch=rewind_epoch, variant=kind)
         return Node(key, seed, parents, round=step, **fields)
 
@@ -341,19 +343,21 @@ class Plan:
         if not (s.looks_closer and "permuted" in s.methods):
             return []
         return [
-            self.sparse("permuted", sparsity, s.cell[1], seed, match_epoch=epoch)
+            self.sparse("permuted", *s.cell, seed, match_epoch=epoch)
             for epoch in s.match_epochs
-            for sparsity in s.sparsities
             for seed in range(s.seeds)
         ]
 
     def _segments(self, seed: int) -> list[Node]:
         s = self.settings
-        found = [self.segment("dense-imp", seed, r.sparsity) for r in self.rounds if r.number]
+        found = [
+            self.segment("dense-imp", seed, step.sparsity)
+            for step in self.rounds
+            if step.number and (step.targets or s.paths_to_every_round)
+        ]
         if "lth" in s.methods:
             found += [
-                self.segment(kind, seed, sparsity, rewind_epoch)
-                for kind in SEGMENTS[1:]
+                self.segment("dense-lth", seed, sparsity, rewind_epoch)
                 for sparsity in s.sparsities
                 for rewind_epoch in s.rewind_epochs
             ]

@@ -68,6 +68,9 @@ class Settings(BaseModel):
     statistics_samples: int = Field(
         2000, ge=1, description="training images on which merged nets' statistics are corrected"
     )
+    paths_to_every_round: bool = Field(
+        False, description="measure the path from A to every IMP iterate, not to the tickets only"
+    )
     cell: tuple[Sparsity, Annotated[int, Field(ge=0)]] | None = Field(
         None,
         description="(sparsity, rewind epoch) of the grid at which early matching, ensembles and "

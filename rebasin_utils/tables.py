@@ -122,7 +122,7 @@ def segments(study: Study) -> pd.DataFrame:
     """Barriers between two solutions of net A, on test images.
 
     Returns:
-        kind (`plan.SEGMENTS`), seed, sparsity, rewind_epoch (of the LTH end), correction, loss
+        kind (of `plan.SEGMENTS`), seed, sparsity, rewind_epoch (of the LTH end), correction, loss
         (nats), error (pp).
     """
     rows = []
@@ -151,36 +151,33 @@ def _barriers(
 
 
 def early_matching(study: Study) -> pd.DataFrame:
-    """The permuted run with a π that was matched with B after few epochs, and what it is held to.
+    """Permuted runs at the settings' cell whose π was matched with an early B, and their measure.
 
     Returns:
         sparsity, seed, method (permuted, naive or lth), match_epoch (of permuted; the last is that
         of the grid), test_accuracy, agreement (share of the units that this π and the grid's send
         to the same place).
     """
-    s, plan = study.settings, study.plan
-    rewind_epoch, rows = s.cell[1], []
-    for sparsity in s.sparsities:
-        for seed in range(s.seeds):
-            cell, final = (sparsity, rewind_epoch, seed), study.permutation(seed)
-            runs = [
-                ("permuted", t, plan.sparse("permuted", *cell, match_epoch=t))
-                for t in s.match_epochs
-            ]
-            runs += [("permuted", s.dense.epochs, plan.sparse("permuted", *cell))]
-            runs += [(m, None, plan.sparse(m, *cell)) for m in ("naive", "lth") if m in s.methods]
-            for method, epoch, node in runs:
-                found = study.load(node.parents[2]).tensors if method == "permuted" else None
-                rows.append(
-                    {
-                        "sparsity": sparsity,
-                        "seed": seed,
-                        "method": method,
-                        "match_epoch": epoch,
-                        "test_accuracy": study.load(node).record["metrics"]["test_accuracy"],
-                        "agreement": _agreement(found, final) if found else None,
-                    }
-                )
+    s, plan, rows = study.settings, study.plan, []
+    for seed in range(s.seeds):
+        cell, final = (*s.cell, seed), study.permutation(seed)
+        runs = [
+            ("permuted", t, plan.sparse("permuted", *cell, match_epoch=t)) for t in s.match_epochs
+        ]
+        runs += [("permuted", s.dense.epochs, plan.sparse("permuted", *cell))]
+        runs += [(m, None, plan.sparse(m, *cell)) for m in ("naive", "lth") if m in s.methods]
+        for method, epoch, node in runs:
+            found = study.load(node.parents[2]).tensors if method == "permuted" else None
+            rows.append(
+                {
+                    "sparsity": s.cell[0],
+                    "seed": seed,
+                    "method": method,
+                    "match_epoch": epoch,
+                    "test_accuracy": study.load(node).record["metrics"]["test_accuracy"],
+                    "agreement": _agreement(found, final) if found else None,
+                }
+            )
     return pd.DataFrame(rows).astype({"match_epoch": "Int64"})
 
 

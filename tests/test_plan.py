@@ -54,7 +54,7 @@ DEPENDS = [
     ({"match_std": "mean_of_batches"}, MATCHING_AND_BELOW),
     ({"match_samples": 100}, MATCHING_AND_BELOW),
     ({"stream_tap": "released_code"}, MATCHING_AND_BELOW),
-    ({"alphas": (0.0, 1.0)}, PATHS),
+    ({"alphas": (0.0, 1.0)}, {"connectivity"}),
     ({"statistics_samples": 100}, PATHS | {"plane"}),
     ({"path_samples": 100}, PATHS | {"plane"}),
     ({"plane_points": 5}, {"plane"}),

@@ -219,13 +219,13 @@ def test_a_damaged_record_is_left_out_of_the_table_with_a_warning(finished, tmp_
     ("more", "new"),
     [
         # 2 dense, 4 rewind, 2 x 4 rounds, matchings with B, with its epoch 1 and with a member, 1
-        # path; 2 x 5 sparse, 1 early, 3 members; 4 segments to IMP, 4 to LTH; 5 ensembles
-        ({"seeds": 3}, 2 + 4 + 8 + 3 + 1 + 10 + 1 + 3 + 4 + 4 + 5),
+        # path; 2 x 5 sparse, 1 early, 3 members; 4 segments to IMP, 2 to LTH; 5 ensembles
+        ({"seeds": 3}, 2 + 4 + 8 + 3 + 1 + 10 + 1 + 3 + 4 + 2 + 5),
         # round 2 is there; the branch of 4 nets that lands on 0.3; 2 pairs x (2 x 5 sparse, 1
-        # early, 1 segment to IMP, 4 to LTH)
-        ({"sparsities": (0.5, 0.3)}, 4 + 2 * (10 + 1 + 1 + 4)),
-        # 2 pairs x (10 sparse, 1 early, 3 members, 4 segments, 3 ensembles), 1 plane
-        ({"sparse_lr": 0.01}, 2 * (10 + 1 + 3 + 4 + 3) + 1),
+        # segment to IMP, 2 to LTH)
+        ({"sparsities": (0.5, 0.3)}, 4 + 2 * (10 + 1 + 2)),
+        # 2 pairs x (10 sparse, 1 early, 3 members, 2 segments, 3 ensembles), 1 plane
+        ({"sparse_lr": 0.01}, 2 * (10 + 1 + 3 + 2 + 3) + 1),
     ],
     ids=str,
 )

@@ -208,13 +208,13 @@ def test_a_barrier_is_that_of_its_path(finished):
 
 def test_the_segments_begin_and_end_in_the_nets_that_their_kind_names(finished):
     table = tables.segments(finished)
-    # 2 pairs x (4 rounds + 2 kinds x 2 rewind epochs) x 2 corrections
-    assert len(table) == 2 * (4 + 4) * 2
-    assert set(table["kind"]) == {"dense-imp", "dense-lth", "imp-lth"}
+    # 2 pairs x (4 rounds + 2 rewind epochs) x 2 corrections
+    assert len(table) == 2 * (4 + 2) * 2
+    assert set(table["kind"]) == {"dense-imp", "dense-lth"}
     assert (table[["loss", "error"]] >= 0).all(axis=None)
     plan = finished.plan
-    node = plan.segment("imp-lth", 1, 0.5, 1)
-    assert node.parents == (plan.ticket("A", 1, 0.5), plan.sparse("lth", 0.5, 1, 1))
+    node = plan.segment("dense-lth", 1, 0.5, 1)
+    assert node.parents == (plan.dense("A", 1), plan.sparse("lth", 0.5, 1, 1))
     points = finished.load(node).record["metrics"]["paths"][0]["points"]
     for point, end in ((points[0], node.parents[0]), (points[-1], node.parents[1])):
         expected = finished.load(end).record["metrics"]["test_accuracy"]
