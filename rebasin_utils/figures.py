@@ -12,18 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rebasin_utils.style import COLOURS, SYMBOLS, add_slider, bars, blank, lay_out
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, bars, blank, lay_out
 from rebasin_utils.tables import METHOD_NAMES, gap_closed, interval, paired_difference
-
-#: Of the paths between two nets, which are about matching and not about a method.
-PATHS = {
-    "unmatched": ("A to B as trained", COLOURS["naive"], "solid"),
-    "matched": ("π(A) to B", COLOURS["permuted"], "solid"),
-    "unmatched_bn_reset": ("A to B, batch norm reset", COLOURS["naive"], "dot"),
-    "matched_bn_reset": ("π(A) to B, batch norm reset", COLOURS["permuted"], "dot"),
-    "unmatched_repair": ("A to B, REPAIR", COLOURS["naive"], "dash"),
-    "matched_repair": ("π(A) to B, REPAIR", COLOURS["permuted"], "dash"),
-}
 
 
 def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figure:

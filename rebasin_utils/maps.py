@@ -14,8 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from rebasin_utils.figures import PATHS
-from rebasin_utils.style import COLOURS, SYMBOLS, bars, blank, lay_out
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, bars, blank, lay_out
 from rebasin_utils.tables import METHOD_NAMES, interval
 
 #: What was done to a merged net, and how it is drawn.

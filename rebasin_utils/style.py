@@ -34,6 +34,15 @@ SYMBOLS = {
     "random_permutation": "triangle-up",
     "random_mask": "x",
 }
+#: Of the paths between two nets, which are about matching and not about a method.
+PATHS = {
+    "unmatched": ("A to B as trained", COLOURS["naive"], "solid"),
+    "matched": ("π(A) to B", COLOURS["permuted"], "solid"),
+    "unmatched_bn_reset": ("A to B, batch norm reset", COLOURS["naive"], "dot"),
+    "matched_bn_reset": ("π(A) to B, batch norm reset", COLOURS["permuted"], "dot"),
+    "unmatched_repair": ("A to B, REPAIR", COLOURS["naive"], "dash"),
+    "matched_repair": ("π(A) to B, REPAIR", COLOURS["permuted"], "dash"),
+}
 
 
 def show(figure: go.Figure) -> None:

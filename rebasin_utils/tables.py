@@ -288,3 +288,33 @@ def paired_difference(results: pd.DataFrame, first: str, second: str) -> pd.Data
     ]
     columns = ["sparsity", "rewind_epoch", "difference", "low", "high", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def gaps(study: Study, sparsity: float, rewind_epoch: int) -> pd.DataFrame:
+    """What permuted gains over naive and lacks to LTH in one cell of the grid, pp, by seed.
+
+    Returns:
+        columns `permuted − naive` and `LTH − permuted`; none where the study lacks the runs.
+    """
+    runs = _sparse(study.results())
+    at = runs[
+        runs["sparsity"].sub(sparsity).abs().lt(1e-9) & (runs["rewind_epoch"] == rewind_epoch)
+    ]
+    accuracy = 100 * at.pivot_table("test_accuracy", "seed", "method")
+    if not {"lth", "permuted", "naive"} <= set(accuracy):
+        return pd.DataFrame()
+    return pd.DataFrame(
+        {
+            "permuted − naive": accuracy["permuted"] - accuracy["naive"],
+            "LTH − permuted": accuracy["lth"] - accuracy["permuted"],
+        }
+    )
+
+
+def gaps_by_width(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> pd.DataFrame:
+    """The means of `gaps` and their 95 % intervals: width, gap, difference, low, high, n."""
+    rows = []
+    for study in studies:
+        for gap, values in gaps(study, sparsity, rewind_epoch).items():
+            rows.append((study.settings.width, gap, *interval(values), len(values)))
+    return pd.DataFrame(rows, columns=["width", "gap", "difference", "low", "high", "n"])

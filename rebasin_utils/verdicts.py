@@ -19,6 +19,7 @@ from rebasin_utils.study import Study
 from rebasin_utils.tables import (
     early_matching,
     ensembles,
+    gaps,
     interval,
     overlaps,
     paired_difference,
@@ -269,8 +270,10 @@ def of_segments(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def of_widths(studies: Sequence[Study]) -> pd.DataFrame:
+def of_widths(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> pd.DataFrame:
     """The claims about the width, between the narrowest and the widest of the studies.
+
+    The gap to LTH is that of one cell of the grid, and left out where a study lacks it.
 
     Pairs at two widths have nothing in common but their number, so that these intervals are wider
     than paired ones. The paper's column is ResNet20 on CIFAR-10, ×1 and ×4, at 90 % and k ≥ 10.
@@ -300,19 +303,10 @@ def of_widths(studies: Sequence[Study]) -> pd.DataFrame:
                 *(m[path] for m in middle),
                 1,
             )
-    lacks = [_gap(study, "lth", "permuted") for study in (narrow, wide)]
+    lacks = [gaps(study, sparsity, rewind_epoch).get("LTH − permuted") for study in (narrow, wide)]
     if all(gap is not None for gap in lacks):
         add("the wider net lacks less to LTH", "1.3–1.9 → 0.5–0.9 pp", *lacks, -1)
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _gap(study: Study, first: str, second: str) -> pd.Series | None:
-    """Mean difference of two methods over the cells with k ≥ 1, pp, by seed; None without runs."""
-    runs = study.results().query("rewind_epoch >= 1")
-    if not {first, second} <= set(runs["method"]):
-        return None
-    mean = 100 * runs.pivot_table("test_accuracy", "seed", "method")
-    return mean[first] - mean[second]
 
 
 def of_ensembles(study: Study) -> pd.DataFrame:
