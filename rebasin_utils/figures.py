@@ -48,9 +48,17 @@ PATHS = {
 
 def show(figure: go.Figure) -> None:
     """Display a figure in a notebook, with a still picture for viewers without JavaScript."""
-    picture = base64.b64encode(still.png(figure)).decode()
-    live = json.loads(figure.to_json())
-    display({"application/vnd.plotly.v1+json": live, "image/png": picture}, raw=True)
+    display(live(figure) | picture(figure), raw=True)
+
+
+def live(figure: go.Figure) -> dict:
+    """The figure as notebooks display it: MIME type -> content."""
+    return {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+
+
+def picture(figure: go.Figure) -> dict:
+    """Its still picture: MIME type -> content."""
+    return {"image/png": base64.b64encode(still.png(figure)).decode()}
 
 
 def save(figure: go.Figure, folder: Path, name: str, table: pd.DataFrame) -> None:
@@ -91,7 +99,7 @@ def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figur
     if np.isfinite(dense):
         figure.add_hline(dense, line=dict(color=COLOURS["dense"], dash="dash"))
     first = sparsities.index(sparsity) if sparsity in sparsities else 0
-    _slider(figure, [f"{s:.0%}" for s in sparsities], titles, first, "sparsity ")
+    slider(figure, [f"{s:.0%}" for s in sparsities], titles, first, "sparsity ")
     return figure
 
 
@@ -136,7 +144,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
                 col=column,
             )
     figure.add_hline(0, line=dict(color=COLOURS["naive"], width=2))
-    _lay_out(figure, "rewind epoch k", "")
+    lay_out(figure, "rewind epoch k", "")
     figure.update_layout(margin_t=120)
     figure.update_yaxes(title="gain over naive, pp", col=1)
     figure.update_layout(
@@ -205,7 +213,7 @@ def correlations(before: np.ndarray, after: np.ndarray, group: str) -> go.Figure
             col=column,
         )
     figure.update_yaxes(autorange="reversed")
-    _lay_out(figure, "unit of A", "unit of B")
+    lay_out(figure, "unit of A", "unit of B")
     figure.update_yaxes(title="", col=2)
     figure.update_layout(margin_t=120)
     mean = np.diagonal(before).mean(), np.diagonal(after).mean()
@@ -265,7 +273,7 @@ def densities(reports: Mapping[float, pd.DataFrame]) -> go.Figure:
             f"At {sparsity:.0%} sparsity the layers keep between {least:.1%} and {most:.1%}"
             "<br><sup>one global threshold on the magnitude</sup>"
         )
-    _slider(figure, [f"{s:.0%}" for s in reports], titles, 0, "sparsity ")
+    slider(figure, [f"{s:.0%}" for s in reports], titles, 0, "sparsity ")
     return figure
 
 
@@ -312,11 +320,12 @@ def overlaps(table: pd.DataFrame) -> go.Figure:
 
 def _figure(x_title: str, y_title: str) -> go.Figure:
     figure = go.Figure()
-    _lay_out(figure, x_title, y_title)
+    lay_out(figure, x_title, y_title)
     return figure
 
 
-def _lay_out(figure: go.Figure, x_title: str, y_title: str) -> None:
+def lay_out(figure: go.Figure, x_title: str, y_title: str) -> None:
+    """The look that all figures share: fonts, size, margins, grid; titles of the axes."""
     figure.update_layout(
         template="simple_white",
         font_size=15,
@@ -334,7 +343,7 @@ def _bars(half_widths: Sequence[float]) -> dict:
     return dict(array=[h if np.isfinite(h) else 0 for h in half_widths], thickness=1.5)
 
 
-def _slider(
+def slider(
     figure: go.Figure, labels: Sequence[str], titles: Sequence[str], first: int, prefix: str
 ) -> None:
     """A slider of plotly's own, which works in every viewer: equal runs of traces, one a step."""
