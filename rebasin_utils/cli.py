@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils import figures, notebooks, presets, runner, tables, toy_figures, verdicts
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.store import replace_synced
@@ -209,6 +209,7 @@ def _write_results(studies: list[Study], preset: str, folder: Path | None = None
 
 
 def _draw(studies: list[Study], folder: Path) -> None:
+    toy_figures.save_all(folder)
     for study in studies:
         name = study.settings.name
         path = tables.paths(study)

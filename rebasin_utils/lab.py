@@ -82,13 +82,18 @@ def by_width(studies: list[Study]) -> dict[str, list[Study]]:
 
 def show_table(table: pd.DataFrame, digits: int = 2) -> None:
     """Display a table whole; sparsities as per cent, no index where that is only a count."""
+    display(as_html(table, digits))
+
+
+def as_html(table: pd.DataFrame, digits: int = 2) -> HTML:
+    """What `show_table` displays."""
     if "sparsity" in table.index.names:
         table = table.rename(index="{:.0%}".format, level="sparsity")
     counted = isinstance(table.index, pd.RangeIndex)
     with pd.option_context("display.max_colwidth", None):
         page = table.to_html(index=not counted, float_format=f"{{:.{digits}f}}".format, border=0)
     style = "<style>.dataframe td, .dataframe th {text-align: left !important}</style>"
-    display(HTML(style + page))
+    return HTML(style + page)
 
 
 def show_provenance(*studies: Study) -> None:

@@ -47,9 +47,17 @@ PATHS = {
 
 def show(figure: go.Figure) -> None:
     """Display a figure in a notebook, with a still picture for viewers without JavaScript."""
-    picture = base64.b64encode(still.png(figure)).decode()
-    live = json.loads(figure.to_json())
-    display({"application/vnd.plotly.v1+json": live, "image/png": picture}, raw=True)
+    display(live(figure) | picture(figure), raw=True)
+
+
+def live(figure: go.Figure) -> dict:
+    """The figure as notebooks display it: MIME type -> content."""
+    return {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+
+
+def picture(figure: go.Figure) -> dict:
+    """Its still picture: MIME type -> content."""
+    return {"image/png": base64.b64encode(still.png(figure)).decode()}
 
 
 def save(figure: go.Figure, folder: Path, name: str, table: pd.DataFrame) -> None:

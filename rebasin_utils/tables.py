@@ -181,6 +181,21 @@ def early_matching(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"match_epoch": "Int64"})
 
 
+def bill(study: Study) -> pd.DataFrame:
+    """What a sparse net B at the settings' cell costs its owner: mask, match_epoch, epochs.
+
+    Of A and its ticket nothing is counted. B is trained until it is both matched and rewound to.
+    """
+    s = study.settings
+    last, start = s.dense.epochs, s.cell[1]
+    own = study.plan.ticket("B", 0, s.cell[0]).round.number * s.imp.epochs
+    rows = [("A's, naive", None, start)]
+    rows += [("A's, permuted", t, max(t, start)) for t in (*s.match_epochs, last)]
+    rows += [("B's own, by IMP", None, last + own)]
+    table = pd.DataFrame(rows, columns=["mask", "match_epoch", "epochs"])
+    return table.astype({"match_epoch": "Int64"}).assign(epochs=table["epochs"] + last - start)
+
+
 def _agreement(first: Permutation, second: Permutation) -> float:
     same = sum((first[name] == second[name]).sum().item() for name in second)
     return same / sum(len(index) for index in second.values())

@@ -113,7 +113,7 @@ def test_verdicts_name_claim_and_interval(smoke: Path):
         (["run", "--workers", "0"], "workers = 0: must be at least 1"),
         (["run", "--device", "abacus"], "device = 'abacus': not available here"),
         (["run", "--set", "dataset=cifar10"], "dataset = 'cifar10': no files in"),
-        (["notebooks", "run", "99"], "notebook = '99': choose one of 02-two-nets"),
+        (["notebooks", "run", "99"], "notebook = '99': choose one of 01-toy"),
         (["notebooks", "run", "04", "-p", "sparsty=0.9"], "sparsty = 0.9: 04-naive-permuted-lth"),
         (["notebooks", "run", "04", "-p", "sparsity=true"], "expects float, as in 0.9"),
     ],
