@@ -148,6 +148,7 @@ def run_all(page: Page, address: str, name: str) -> None:
 
 
 def shoot(page: Page, folder: Path, name: str) -> None:
+    page.wait_for_timeout(1 * SECONDS)  # until scrolling and fading have ended
     folder = Path(os.environ.get("REBASIN_SCREENSHOTS", folder))
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=folder / f"{name}.png")
@@ -157,8 +158,7 @@ def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, 
     run_all(page, lab, "01-toy-landscape")
     plot = page.locator(".js-plotly-plot").first
     slider = page.locator(".widget-slider", has_text="B: w₁")
-    slider.scroll_into_view_if_needed()
-    page.wait_for_timeout(2 * SECONDS)
+    slider.evaluate("slider => slider.scrollIntoView()")
     shoot(page, tmp_path, "01")
     before = plot.evaluate(DRAWN)
     slider.locator(".noUi-handle").focus()
@@ -172,7 +172,6 @@ def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, 
         arg=init,
     )
     assert plot.evaluate(DRAWN) != before
-    page.wait_for_timeout(2 * SECONDS)
     shoot(page, tmp_path, "01-moved")
 
 
@@ -180,8 +179,7 @@ def test_moving_the_sparsity_in_notebook_04_shows_other_runs(page: Page, lab: st
     run_all(page, lab, "04-naive-permuted-lth")
     page.locator(".jp-RenderedPlotly .plot-img").first.hover()  # the still picture comes alive
     plot = page.locator(".js-plotly-plot").first
-    plot.scroll_into_view_if_needed()
-    page.wait_for_timeout(2 * SECONDS)
+    plot.evaluate("plot => plot.scrollIntoView()")
     shoot(page, tmp_path, "04")
     before = plot.evaluate(DRAWN)
     at = plot.locator(".slider-rail-touch-rect").bounding_box()
@@ -192,5 +190,4 @@ def test_moving_the_sparsity_in_notebook_04_shows_other_runs(page: Page, lab: st
         arg=json.loads(before)[0].partition(",")[0],
     )
     assert plot.evaluate(DRAWN) != before
-    page.wait_for_timeout(2 * SECONDS)
     shoot(page, tmp_path, "04-moved")
