@@ -177,7 +177,8 @@ def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, 
 
 def test_moving_the_sparsity_in_notebook_04_shows_other_runs(page: Page, lab: str, tmp_path: Path):
     run_all(page, lab, "04-naive-permuted-lth")
-    page.locator(".jp-RenderedPlotly .plot-img").first.hover()  # the still picture comes alive
+    # JupyterLab shows the still picture until the mouse enters it.
+    page.locator(".jp-RenderedPlotly .plot-img").first.dispatch_event("mouseenter")
     plot = page.locator(".js-plotly-plot").first
     plot.evaluate("plot => plot.scrollIntoView()")
     shoot(page, tmp_path, "04")
