@@ -17,6 +17,7 @@ from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.store import replace_synced
 from rebasin_utils.study import Study
+from rebasin_utils.style import save
 
 app = typer.Typer(
     help="Why does a lottery-ticket mask not work for another random initialisation, and can it be "
@@ -212,17 +213,17 @@ def _draw(studies: list[Study], folder: Path) -> None:
     for study in studies:
         name = study.settings.name
         path = tables.paths(study)
-        figures.save(figures.paths(path), folder, f"{name}-paths", path)
+        save(figures.paths(path), folder, f"{name}-paths", path)
         if not study.settings.sparsities or not study.settings.methods:
             continue
         table = study.results().drop(columns=["seconds", "device", "artifact"])
-        figures.save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
-        figures.save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
+        save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
+        save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
         rounds = tables.rounds(study)
-        figures.save(figures.trajectory(rounds), folder, f"{name}-trajectory", rounds)
+        save(figures.trajectory(rounds), folder, f"{name}-trajectory", rounds)
         if study.settings.tickets_of_b:
             overlaps = tables.overlaps(study)
-            figures.save(figures.overlaps(overlaps), folder, f"{name}-overlaps", overlaps)
+            save(figures.overlaps(overlaps), folder, f"{name}-overlaps", overlaps)
 
 
 def _print_verdicts(studies: list[Study]) -> None:

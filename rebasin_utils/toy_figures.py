@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from plotly.graph_objects import Scatter, Scatter3d
 
 from rebasin_utils import toy, toy_rewind, toy_widths
-from rebasin_utils.figures import COLOURS, PATHS, SYMBOLS, lay_out, save, slider
 from rebasin_utils.interpolation import barrier
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, lay_out, save
 from rebasin_utils.tables import METHOD_NAMES
 from rebasin_utils.toy import HIGH, LOW, NAMES, Run, Story
 from rebasin_utils.toy_rewind import METHODS, SOLVED
@@ -278,5 +278,5 @@ def widths(paths: pd.DataFrame) -> go.Figure:
             f"{left['matched']:.2g} after matching<br><sup>mean over "
             f"{rows['pair'].nunique()} pairs (thin lines); the scale follows the width</sup>"
         )
-    slider(figure, [str(width) for width in sizes], titles, len(sizes) - 1, "hidden units: ")
+    add_slider(figure, [str(width) for width in sizes], titles, len(sizes) - 1, "hidden units: ")
     return figure

@@ -12,7 +12,7 @@ import ipywidgets
 from IPython.display import display
 from plotly.graph_objects import FigureWidget
 
-from rebasin_utils import figures, toy, toy_figures
+from rebasin_utils import style, toy, toy_figures
 from rebasin_utils.lab import as_html
 from rebasin_utils.toy import HIGH, LOW, Setup, Story
 
@@ -33,7 +33,7 @@ def explore(setup: Setup) -> dict[str, ipywidgets.Widget]:
     drawn = toy_figures.landscape(story)
     figure = FigureWidget(drawn)
     shown = {WIDGET: {"model_id": figure.model_id}}
-    display(shown | figures.live(drawn) | figures.picture(drawn), raw=True)
+    display(shown | style.live(drawn) | style.picture(drawn), raw=True)
     table = display(as_html(story.summary()), display_id=True)
 
     def redraw(change: dict | None = None) -> None:
