@@ -57,8 +57,14 @@ def landscape(story: Story) -> go.Figure:
         colorbar=dict(title="loss", x=0.475, thickness=12, **ticks),
         hoverinfo="skip",
     )
+    coarse = slice(None, None, 2)  # a surface is slow to draw without a graphics card
     figure.add_surface(
-        x=axis, y=axis, z=height, colorscale=HEIGHTS, showscale=False, hoverinfo="skip"
+        x=axis[coarse],
+        y=axis[coarse],
+        z=height[coarse, coarse],
+        colorscale=HEIGHTS,
+        showscale=False,
+        hoverinfo="skip",
     )
     figure.add_trace(_line((LOW, LOW), (HIGH, HIGH), "mirror", "dot"))
     figure.add_traces(descents(story))

@@ -16,6 +16,8 @@ from rebasin_utils import style, toy, toy_figures
 from rebasin_utils.lab import as_html
 from rebasin_utils.toy import HIGH, LOW, Setup, Story
 
+#: What changes in a trace when a control is moved; the rest is not sent again.
+MOVING = {"x", "y", "z", "name", "text", "visible"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -51,7 +53,8 @@ def _redraw(figure: FigureWidget, story: Story) -> None:
     moving = toy_figures.descents(story)
     with figure.batch_update():
         for old, new in zip(figure.data[-len(moving) :], moving, strict=True):
-            old.update(new)
+            for name in MOVING & set(new):
+                old[name] = new[name]
         figure.layout.title.text = toy_figures.finding(story)
 
 
