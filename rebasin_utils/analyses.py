@@ -14,7 +14,6 @@ from torch import nn
 from rebasin_utils import diversity, interpolation, masks, repair
 from rebasin_utils.data import Images, in_order
 from rebasin_utils.interpolation import Correction
-from rebasin_utils.masks import State
 from rebasin_utils.permutation import permute
 from rebasin_utils.plan import Node
 from rebasin_utils.plane import Plane, survey
@@ -48,8 +47,11 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
     """
     moving, reference = (study.state(parent) for parent in node.parents[:2])
     matched = permute(study.spec, study.permutation(node.seed), moving)
+    held_out = [x for x, _ in in_order(_splits(study)["test"].head(2000), 2000)]
     paths, variances = [], []
     for name, first in (("unmatched", moving), ("matched", matched)):
+        ends = [repair.statistics(study.model, end, held_out) for end in (first, reference)]
+        wanted = repair.lerp_statistics(*ends, 0.5)
         for correction in corrections(study.model):
             at = interpolation.merger(study.model, first, reference, correction, _samples(study))
             states = [at(alpha) for alpha in study.settings.alphas]
@@ -57,10 +59,10 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
                 points = _finite(interpolation.evaluate(study.model, states, images))
                 kind = {"path": name, "correction": correction, "split": split}
                 paths.append({**kind, "points": points})
-            ratios = _variance_ratios(study, first, reference, at(0.5))
+            found = repair.statistics(study.model, at(0.5), held_out)
             variances += [
                 {"path": name, "correction": correction, "layer": layer, "ratio": ratio}
-                for layer, ratio in ratios.items()
+                for layer, ratio in repair.variance_ratios(found, wanted).items()
             ]
     return {"alphas": list(study.settings.alphas), "paths": paths, "variances": variances}
 
@@ -128,13 +130,6 @@ MEASURE = {
     "diversity": ensemble,
     "plane": plane,
 }
-
-
-def _variance_ratios(study: Study, first: State, second: State, merged: State) -> dict[str, float]:
-    batch = [x for x, _ in in_order(_splits(study)["test"].head(2000), 2000)]
-    ends = [repair.statistics(study.model, end, batch) for end in (first, second)]
-    found = repair.statistics(study.model, merged, batch)
-    return repair.variance_ratios(found, repair.lerp_statistics(*ends, 0.5))
 
 
 def _samples(study: Study) -> Images:

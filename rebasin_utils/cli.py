@@ -12,12 +12,11 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import figures, notebooks, presets, runner, tables, toy_figures, verdicts
+from rebasin_utils import gallery, notebooks, presets, runner, tables, verdicts
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.store import replace_synced
 from rebasin_utils.study import Study
-from rebasin_utils.style import save
 
 app = typer.Typer(
     help="Why does a lottery-ticket mask not work for another random initialisation, and can it be "
@@ -124,7 +123,7 @@ def study(
     values = {"preset": preset, "store": str(studies[0].store.root), "device": device}
     pages = notebooks.run_all(notebooks.find([]), values, folder)
     typer.echo(f"notebooks: {len(pages)} executed in {time.monotonic() - begin:.0f} s")
-    _draw(studies, figures_folder or project_root() / "figures")
+    gallery.draw_all(studies, figures_folder or project_root() / "figures")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
 
@@ -206,24 +205,6 @@ def _write_results(studies: list[Study], preset: str, folder: Path | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_synced(path, runner.results(studies).to_parquet(index=False))
     return path
-
-
-def _draw(studies: list[Study], folder: Path) -> None:
-    toy_figures.save_all(folder)
-    for study in studies:
-        name = study.settings.name
-        path = tables.paths(study)
-        save(figures.paths(path), folder, f"{name}-paths", path)
-        if not study.settings.sparsities or not study.settings.methods:
-            continue
-        table = study.results().drop(columns=["seconds", "device", "artifact"])
-        save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
-        save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
-        rounds = tables.rounds(study)
-        save(figures.trajectory(rounds), folder, f"{name}-trajectory", rounds)
-        if study.settings.tickets_of_b:
-            overlaps = tables.overlaps(study)
-            save(figures.overlaps(overlaps), folder, f"{name}-overlaps", overlaps)
 
 
 def _print_verdicts(studies: list[Study]) -> None:

@@ -54,8 +54,8 @@ def variance_collapse(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(rangemode="tozero")
     last, seeds = layers[-1], table["seed"].nunique()
     figure.update_layout(
-        title=f"Variance left in the last layer: {mean['unmatched', last]:.0%} averaging A and B, "
-        f"{mean['matched', last]:.0%} π(A) and B, {mean['matched_repair', last]:.0%} repaired"
+        title=f"Variance left in the last hidden layer: {mean['unmatched', last]:.0%}, matched "
+        f"{mean['matched', last]:.0%}, repaired {mean['matched_repair', last]:.0%}"
         f"<br><sup>halfway between the nets, on test images, mean of {seeds} pairs</sup>"
     )
     return figure
@@ -104,7 +104,7 @@ def barrier_by_sparsity(table: pd.DataFrame) -> go.Figure:
     ]
     mean = sparsest.groupby("correction")["error"].mean()
     figure.update_layout(
-        title=f"Between dense A and its sparsest IMP iterate: a barrier of {mean['none']:.1f} pp, "
+        title=f"Dense A to its sparsest IMP iterate: barrier {mean['none']:.1f} pp, "
         f"repaired {mean['repair']:.1f} pp<br><sup>barrier of the test error "
         f"(equation 3), {table['seed'].nunique()} pairs, bars: 95 % intervals"
         + (f"; LTH from k = {latest}" if len(kinds) > 1 else "")
@@ -199,8 +199,8 @@ def ensembles(table: pd.DataFrame) -> go.Figure:
         )
     gain = mean["ensemble"] - mean["accuracy"]
     figure.update_layout(
-        title=f"An ensemble of permuted tickets gains {gain['permuted']:+.1f} pp over its members, "
-        f"one of LTH runs {gain['lth']:+.1f} pp<br><sup>small mark: mean of the "
+        title=f"An ensemble gains {gain['permuted']:+.1f} pp over its members if permuted, "
+        f"{gain['lth']:+.1f} pp if LTH<br><sup>small mark: mean of the "
         f"{table['n'].max()} members, large: their ensemble; mean over "
         f"{table['seed'].nunique()} tickets</sup>"
     )
@@ -256,7 +256,11 @@ def plane(metrics: Mapping[str, Any], quantity: str = "accuracy") -> go.Figure:
     label = "direction of π(A), dense, from there"
     figure = blank("from π(A), masked (0), to the permuted run's end (1)", label)
     figure.add_contour(
-        x=metrics["ticks"], y=metrics["ticks"], z=_heights(metrics, quantity), **_scale(quantity)
+        x=metrics["ticks"],
+        y=metrics["ticks"],
+        z=_heights(metrics, quantity),
+        ncontours=24,
+        **_scale(quantity),
     )
     path = np.array(metrics["path"])
     figure.add_scatter(
@@ -296,10 +300,29 @@ def plane_surface(metrics: Mapping[str, Any], quantity: str = "accuracy") -> go.
     axes = dict(xaxis_title="π(A), masked → permuted run", yaxis_title="→ π(A), dense")
     figure.update_layout(
         height=640,
-        scene=dict(**axes, zaxis_title=_scale(quantity)["colorbar_title"]),
+        margin_b=20,
+        scene=dict(
+            **axes,
+            zaxis_title=_scale(quantity)["colorbar_title"],
+            camera_eye=dict(x=-1.4, y=-1.6, z=1.1),
+            aspectratio=dict(x=1.1, y=1.1, z=0.7),
+        ),
         title=_plane_title(metrics),
     )
     return figure
+
+
+def plane_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """The data of the map: what (grid, path or a model's name), x, y, beside, accuracy, loss."""
+    ticks = metrics["ticks"]
+    rows = [
+        ("grid", x, y, 0.0, accuracy, loss)
+        for y, accuracies, losses in zip(ticks, metrics["accuracy"], metrics["loss"], strict=True)
+        for x, accuracy, loss in zip(ticks, accuracies, losses, strict=True)
+    ]
+    rows += [("path", *where, None, None) for where in metrics["path"]]
+    rows += [(name, *where, None, None) for name, where in metrics["models"].items()]
+    return pd.DataFrame(rows, columns=["what", "x", "y", "beside", "accuracy", "loss"])
 
 
 _PLANE_SYMBOLS = ("square", "diamond", "circle", "cross")
@@ -320,7 +343,7 @@ def _plane_title(metrics: Mapping[str, Any]) -> str:
     row = accuracy[np.abs(ticks).argmin()]
     between = row[(ticks >= 0) & (ticks <= 1)]
     return (
-        f"On the way from π(A), masked, to where B's permuted run ends, accuracy stays above "
-        f"{100 * between.min():.0f} %<br><sup>test accuracy on the plane through three nets; the "
+        f"From π(A), masked, to the permuted run's end: never below {100 * between.min():.0f} %"
+        "<br><sup>test accuracy on the plane through three nets; the "
         "third is π(A) before pruning</sup>"
     )

@@ -81,8 +81,8 @@ def _pocket_resnet(width: int) -> Settings:
         dense=Recipe(epochs=6, lr=0.08),
         imp=Recipe(epochs=1, lr=0.02),
         methods=(),
-        path_samples=1000,
-        statistics_samples=1000,
+        path_samples=800,
+        statistics_samples=800,
     )
 
 

@@ -225,7 +225,7 @@ def of_variances(study: Study) -> pd.DataFrame:
     for claim, values, unit in claims:
         cells = _intervals(values)
         ours = f"{_describe([unit], cells)}"
-        rows.append((claim, "so for ResNets and VGGs", ours, len(each), judge(cells, "more")))
+        rows.append((claim, "so in ResNets and VGGs", ours, len(each), judge(cells, "more")))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
