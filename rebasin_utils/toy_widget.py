@@ -1,4 +1,4 @@
-"""The toy landscape under the reader's hands: sliders, inits to drag, a figure and a table.
+"""The toy landscape under the reader's hands: sliders, and a figure and a table that follow them.
 
 The figure is a plotly widget, of which only what changes is sent: it follows a slider at once. What
 a notebook keeps of it is an ordinary figure with a still picture, for viewers without a kernel.
