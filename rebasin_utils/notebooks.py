@@ -143,7 +143,10 @@ def _run(notebook: Notebook, values: Mapping[str, Any], folder: Path) -> tuple[f
         )
     except PapermillExecutionError as raised:
         error = f"{raised.ename}: {raised.evalue}"
-    page = export_html(nbformat.read(executed, as_version=4), notebook.question)
+    content = nbformat.read(executed, as_version=4)
+    content.metadata.pop("widgets", None)  # megabytes, and dead without the kernel
+    replace_synced(executed, nbformat.writes(content).encode() + b"\n")
+    page = export_html(content, notebook.question)
     replace_synced(executed.with_suffix(".html"), page.encode())
     return time.monotonic() - begin, error
 
