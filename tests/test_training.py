@@ -150,15 +150,14 @@ class Precise(Images):
         return super().normalised(pixels).double()
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize(("masked", "momentum"), [(False, 0.9), (True, 0.9), (True, 0.0)])
-def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
+def check_against_plain_training(
+    net: nn.Module, recipe: Recipe, images: Images, masked: bool = False
+):
     """In float64; in float32 the two differ by rounding, which flips a ReLU now and then."""
     images = Precise(images.pixels, images.labels, images.source)
-    net = NETS[name](seed=4).double()
-    recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
-    job = Job(net.state_dict(), seed=11, mask=ticket(net) if masked else None)
-    expected, losses = plain_training(NETS[name]().double(), job, recipe, images)
+    net = copy.deepcopy(net).double()
+    job = Job(copy.deepcopy(net.state_dict()), seed=11, mask=ticket(net) if masked else None)
+    expected, losses = plain_training(copy.deepcopy(net), job, recipe, images)
     trained = train(net, job, recipe, images)
     assert trained.state.keys() == expected.keys()
     for tensor_name, tensor in expected.items():
@@ -166,6 +165,13 @@ def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, imag
         torch.testing.assert_close(trained.state[tensor_name], tensor, atol=1e-9, rtol=1e-9)
     assert trained.losses == pytest.approx(losses, rel=1e-6)  # summed in float32
     assert not trained.diverged
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("masked", "momentum"), [(False, 0.9), (True, 0.9), (True, 0.0)])
+def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
+    recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
+    check_against_plain_training(NETS[name](seed=4), recipe, images, masked)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -350,3 +356,60 @@ def test_only_nets_of_linear_layers_are_stacked():
     assert [stackable(models.build(n, (3, 32, 32), 10)) for n in models.MODELS] == [
         n == "mlp" for n in models.MODELS
     ]
+
+
+class Residual(nn.Module):
+    """Made of linear layers, but no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.relu = nn.Flatten(), nn.ReLU()
+        self.first, self.second, self.last = (
+            nn.Linear(196, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 10),
+        )
+
+    def forward(self, images):
+        h = self.relu(self.first(self.flatten(images)))
+        return self.last(h + self.second(h))
+
+
+class Aside(Residual):
+    """Computes something of which nothing comes."""
+
+    def forward(self, images):
+        h = self.first(self.flatten(images))
+        self.relu(self.second(h))
+        return self.last(h)
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+_SHARED = nn.Linear(196, 196)
+NO_PLAIN_CHAINS = {
+    "a residual": Residual(),
+    "layers of no use": Aside(),
+    "no bias": chain(nn.Linear(196, 10, bias=False)),
+    "a ReLU at the end": chain(nn.Linear(196, 10), nn.ReLU()),
+    "a ReLU at the start": chain(nn.ReLU(), nn.Linear(196, 10)),
+    "a layer used twice": chain(_SHARED, _SHARED, nn.Linear(196, 10)),
+    "a batch norm": chain(nn.Linear(196, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)),
+    "flattening in the middle": chain(nn.Linear(196, 32), nn.Flatten(), nn.Linear(32, 10)),
+}
+
+
+@pytest.mark.parametrize("what", NO_PLAIN_CHAINS)
+def test_a_net_that_is_no_plain_chain_is_trained_as_it_is(what, images):
+    net = NO_PLAIN_CHAINS[what]
+    assert not stackable(net)
+    check_against_plain_training(net, Recipe(epochs=1, lr=0.05, batch_size=64), images)
+
+
+def test_linear_layers_without_a_relu_between_are_stacked_as_they_are(images):
+    net = chain(nn.Linear(196, 32), nn.Linear(32, 32), nn.ReLU(), nn.ReLU(), nn.Linear(32, 10))
+    assert stackable(net)
+    check_against_plain_training(net, Recipe(epochs=2, lr=0.05, batch_size=64), images)
