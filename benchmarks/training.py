@@ -303,9 +303,7 @@ def compare(on: Machine, case: Case, limit: float, rounds: int) -> Table:
             "way": way,
             "runs": runs[way],
             "images/s": speed[way],
-            "runs/hour of 15 epochs of 10,000": 3600
-            * speed[way]
-            / (15 * (10_000 // BATCH) * BATCH),
+            "runs/hour": 3600 * speed[way] / pocket_run,
             "× naive": speed[way] / speed["naive"],
             "× careful": speed[way] / speed["careful"],
             "share of the limit (%)": 100 * speed[way] / most,

@@ -7,8 +7,8 @@ layers: how many runs to stack. CPU time of one thread, the shortest of several 
 `benchmarks/training.py` compares what won with the loops that people write.
 
 Channels-last is taken. The other ways win or lose a few per cent by chance of the net: a ReLU in
-place must first be proved safe, oneDNN's layout leaves half of the layers without an implementation,
-and a compiled step costs more time to compile than a small study takes.
+place must first be proved safe, oneDNN's layout is not known to half of the layers, and a compiled
+step takes longer to compile than a small study trains.
 """
 
 from __future__ import annotations
