@@ -69,6 +69,21 @@ def _layers(model: nn.Module) -> list[_Layer]:
     return layers if once and not layers[-1].relu else []
 
 
+def bytes_of_a_run(model: nn.Module, inputs: int, batch: int) -> int:
+    """A bound of what one run of a stack takes while it is trained.
+
+    Its parameters are held with gradient, momentum and mask, and twice more when a stack is made
+    or taken apart; of the activations, all outputs and, on the way back, three of the largest.
+
+    Args:
+        inputs: numbers of one image.
+    """
+    outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    parameters = list(model.parameters())
+    activations = batch * (2 * inputs + sum(outputs) + 3 * max(outputs))
+    return (6 * sum(p.numel() for p in parameters) + activations) * parameters[0].element_size()
+
+
 class Stacked:
     """Several networks as one.
 

@@ -30,18 +30,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rebasin_utils.data import Batches, Images, in_order
+from rebasin_utils.devices import memory_available
 from rebasin_utils.masks import Mask, State
 from rebasin_utils.stacking import (
     Single,
     Stacked,
+    bytes_of_a_run,
     of_each_run,
     stackable,
     together_as_one,
 )
 from rebasin_utils.store import replace_synced
 
-#: Runs stepped together. More overflow the processor's cache and gain nothing.
+#: Runs that one worker is dealt at a time.
 TOGETHER = 12
+
+#: Runs stepped as one. More overflow the processor's cache (`benchmarks/training.md`).
+STACKED = 6
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -124,7 +129,7 @@ def train_many(
         One `Trained` per job, in order.
     """
     batches = Batches(images, recipe.batch_size, augment)
-    together = TOGETHER if stackable(model) else 1
+    together = _stacked_at_most(model, images, recipe.batch_size)
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, begun in _groups(jobs, together):
         group = _Group(model, [jobs[i] for i in chosen], begun, recipe, batches)
@@ -143,7 +148,7 @@ def evaluate(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
 ) -> list[Metrics]:
     """Accuracy and loss of every state on every sample of `images`, in eval mode."""
-    together = TOGETHER if stackable(model) else 1
+    together = _stacked_at_most(model, images, batch_size)
     metrics = []
     for start in range(0, len(states), together):
         net = together_as_one(model, states[start : start + together], images.pixels.device)
@@ -161,6 +166,15 @@ def evaluate(
             )
         ]
     return metrics
+
+
+def _stacked_at_most(model: nn.Module, images: Images, batch_size: int) -> int:
+    """How many runs are stepped as one: few enough for half of the memory there is."""
+    if not stackable(model):
+        return 1
+    of_a_run = bytes_of_a_run(model, math.prod(images.shape), batch_size)
+    fit = memory_available(images.pixels.device) // 2 // of_a_run
+    return max(1, min(STACKED, fit))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

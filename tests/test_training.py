@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from rebasin_utils import masks, models
+from rebasin_utils import masks, models, training
 from rebasin_utils.data import SOURCES, Batches, Images, in_order
+from rebasin_utils.stacking import bytes_of_a_run
 from rebasin_utils.training import Job, Recipe, evaluate, stackable, train, train_many
 
 RECIPE = Recipe(epochs=3, lr=0.08, batch_size=64)
@@ -109,6 +112,58 @@ def test_a_diverging_run_is_recorded_and_does_not_touch_its_neighbours(bad, imag
     assert [trained.diverged for trained in together] == [False, False, True, False]
     for i in (0, 1, 3):
         assert same(together[i], train(mlp(), jobs[i], RECIPE, images))
+
+
+# -------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(("fit", "sizes"), [(0, [1] * 5), (1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_runs_are_split_to_fit_the_memory_and_do_not_change(fit, sizes, images, monkeypatch):
+    jobs = some_jobs(mlp, 5)
+    expected = train_many(mlp(), jobs, RECIPE, images)
+    tested = evaluate(mlp(), [job.state for job in jobs], images, RECIPE.batch_size)
+    made, of_a_run = [], bytes_of_a_run(mlp(), 196, RECIPE.batch_size)
+    together_as_one = training.together_as_one
+
+    def noted(model, states, device):
+        made.append(len(states))
+        return together_as_one(model, states, device)
+
+    monkeypatch.setattr(training, "together_as_one", noted)
+    monkeypatch.setattr(training, "memory_available", lambda device: 2 * fit * of_a_run + 10)
+    found = train_many(mlp(), jobs, RECIPE, images)
+    assert made == sizes
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert evaluate(mlp(), [job.state for job in jobs], images, RECIPE.batch_size) == tested
+    assert made == 2 * sizes
+
+
+def test_a_run_takes_no_more_memory_than_is_reckoned_with(images):
+    """In a process of its own, whose high-water mark says what three more runs take."""
+    work = """
+import resource
+import torch
+from rebasin_utils import models
+from rebasin_utils.data import SOURCES, Images
+from rebasin_utils.stacking import bytes_of_a_run
+from rebasin_utils.training import Job, Recipe, train_many
+
+pixels = torch.zeros(1024, 1, 14, 14, dtype=torch.uint8)
+images = Images(pixels, torch.zeros(1024, dtype=torch.long), SOURCES["fashion-mnist-10k"])
+net = models.MLP(images.shape, 10, hidden=(1024, 1024))
+mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in net.state_dict().items()}
+
+def peak(runs):
+    jobs = [Job(net.state_dict(), seed, mask) for seed in range(runs)]
+    train_many(net, jobs, Recipe(epochs=1, lr=0.01, batch_size=512), images)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+fewer = peak(3)
+print((peak(6) - fewer) / 3, bytes_of_a_run(net, 196, 512))
+"""
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    taken, reckoned = map(float, done.stdout.split())
+    assert 0.4 * reckoned < taken < reckoned
 
 
 # -------------------------------------------------------------------------- what training is
