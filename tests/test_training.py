@@ -76,6 +76,16 @@ def test_training_runs_together_equals_training_them_one_by_one_bit_for_bit(name
         assert same(trained, train(build(), job, RECIPE, images))
 
 
+def test_company_changes_nothing_where_no_size_fills_a_register(images):
+    nets = [models.MLP((1, 14, 14), 7, hidden=(37, 11)) for _ in range(5)]
+    images = Images(images.pixels, images.labels % 7, images.source)
+    recipe = Recipe(epochs=2, lr=0.05, batch_size=51)
+    jobs = [Job(net.state_dict(), i, ticket(net)) for i, net in enumerate(nets)]
+    together = train_many(nets[0], jobs, recipe, images)
+    for job, trained in zip(jobs, together, strict=True):
+        assert same(trained, train(nets[0], job, recipe, images))
+
+
 def test_a_run_does_not_depend_on_its_place_among_others(images):
     jobs = some_jobs(mlp, 5)
     forwards = train_many(mlp(), jobs, RECIPE, images)
