@@ -16,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.plan import STAGES, Node
+from rebasin_utils.progress import Progress
 from rebasin_utils.settings import Settings
 from rebasin_utils.stacking import stackable
 from rebasin_utils.store import Store
@@ -52,11 +52,12 @@ def run(
         workers = 1 if on_gpu else len(os.sched_getaffinity(0))
     if workers < 1:
         raise InputError(f"workers = {workers}: must be at least 1")
-    missing = [node for study in studies for node in study.missing(stages)]
+    missing = [(study, node) for study in studies for node in study.missing(stages)]
     if not missing:
         return 0
-    total = sum(max(node.epochs, 1) for node in missing)
-    with tqdm(total=total, unit=" epochs", disable=quiet, smoothing=0.1) as bar:
+    epochs = sum(node.epochs for _, node in missing)
+    images = sum(node.epochs * len(study.train_images) for study, node in missing)
+    with Progress(_runs([node for _, node in missing]), epochs, images, quiet) as bar:
         if workers == 1:
             _run_here(studies, stages, bar)
         else:
@@ -76,34 +77,40 @@ def _lots(study: Study, stage: str) -> list[list[Node]]:
     return sorted(filter(None, lacking), key=lambda lot: -sum(node.epochs for node in lot))
 
 
-def _run_here(studies: Sequence[Study], stages: Sequence[str], bar: tqdm) -> None:
+def _run_here(studies: Sequence[Study], stages: Sequence[str], bar: Progress) -> None:
     for stage in stages:
-        bar.set_description(stage)
+        bar.stage(stage)
         for study in studies:
             for lot in _lots(study, stage):
                 study.compute(lot, progress=bar.update)
-                bar.update(sum(node.epochs == 0 for node in lot))
+                bar.update(0, _runs(lot))
 
 
 def _run_in_processes(
-    studies: Sequence[Study], stages: Sequence[str], workers: int, bar: tqdm
+    studies: Sequence[Study], stages: Sequence[str], workers: int, bar: Progress
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
         for stage in stages:
-            bar.set_description(stage)
-            futures = [future for study in studies for future in _submit(pool, study, stage)]
+            bar.stage(stage)
+            futures = {f: runs for study in studies for f, runs in _submit(pool, study, stage)}
             try:
                 for future in as_completed(futures):
-                    bar.update(future.result())
+                    bar.update(future.result(), futures[future])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _submit(pool: Executor, study: Study, stage: str) -> list[Future]:
+def _submit(pool: Executor, study: Study, stage: str) -> list[tuple[Future, int]]:
+    """The stage's lots as futures, each with its number of runs."""
     where = (study.settings, study.store.root, str(study.device))
-    return [pool.submit(_compute, *where, lot) for lot in _lots(study, stage)]
+    return [(pool.submit(_compute, *where, lot), _runs(lot)) for lot in _lots(study, stage)]
+
+
+def _runs(nodes: Sequence[Node]) -> int:
+    """How many of them are trained."""
+    return sum(node.epochs > 0 for node in nodes)
 
 
 def _end_with_parent() -> None:
@@ -118,9 +125,9 @@ def _end_with_parent() -> None:
 
 
 def _compute(settings: Settings, root: Path, device: str, lot: list[Node]) -> int:
-    """In a worker: make one lot; returns what it cost, for the progress bar."""
+    """In a worker: make one lot; returns its epochs, for the progress bar."""
     _study(settings.model_dump_json(), root, device).compute(lot)
-    return sum(max(node.epochs, 1) for node in lot)
+    return sum(node.epochs for node in lot)
 
 
 @lru_cache(maxsize=2)
