@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils import costs, figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils.devices import device_name, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
-from rebasin_utils.store import replace_synced
+from rebasin_utils.settings import Settings
+from rebasin_utils.store import Store, replace_synced
 from rebasin_utils.study import Study
 
 app = typer.Typer(
@@ -74,6 +76,68 @@ def run(
     made = runner.run(studies, workers=workers, quiet=quiet)
     table = _write_results(studies, preset)
     typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
+
+
+@app.command()
+def plan(
+    preset: Preset = "pocket", store: StorePath = None, device: Device = "auto", set: Set = None
+) -> None:
+    """Print what a study costs, without running it: artifacts, epochs, estimated time."""
+    for settings, stages in _costs(preset, store, device, set):
+        rows = [
+            (
+                c.stage,
+                f"{c.artifacts:,}",
+                f"{c.epochs:,}",
+                f"{c.epochs_left:,}",
+                _duration(c.seconds_left),
+            )
+            for c in stages
+        ]
+        _print_study(settings)
+        _print_columns(("stage", "artifacts", "epochs", "epochs left", "time left"), rows)
+        _print_total(stages)
+
+
+@app.command()
+def status(
+    preset: Preset = "pocket", store: StorePath = None, device: Device = "auto", set: Set = None
+) -> None:
+    """Print what of a study is done, running, failed, missing; what it took and what remains.
+
+    Only looks at the store; a study that is running is not disturbed.
+    """
+    for settings, stages in _costs(preset, store, device, set):
+        rows = [
+            (
+                c.stage,
+                c.done,
+                c.running,
+                c.failed,
+                c.missing,
+                _duration(c.seconds),
+                f"{c.epochs_left:,}",
+                _duration(c.seconds_left),
+            )
+            for c in stages
+        ]
+        _print_study(settings)
+        _print_columns(
+            (
+                "stage",
+                "done",
+                "running",
+                "failed",
+                "missing",
+                "took",
+                "epochs left",
+                "time left",
+            ),
+            rows,
+        )
+        _print_total(stages)
+        for line in costs.failures(settings, _looked_at(store)):
+            typer.echo(f"failed: {line}")
 
 
 @app.command()
@@ -186,6 +250,48 @@ def _studies(
     return [Study(settings, store or default_store(), device) for settings in chosen]
 
 
+def _looked_at(store: Path | None) -> Store:
+    return Store(store or default_store(), read_only=True)
+
+
+def _costs(
+    preset: str, store: Path | None, device: str, changes: list[str] | None
+) -> list[tuple[Settings, list[costs.StageCost]]]:
+    values, name = _assignments(changes), device_name(torch_device(device))
+    chosen = [settings.with_values(**values) for settings in presets.preset(preset)]
+    return [(s, costs.of_study(s, _looked_at(store), name)) for s in chosen]
+
+
+def _print_study(settings: Settings) -> None:
+    s = settings
+    typer.echo(f"{s.name}: {s.model}×{s.width} on {s.dataset}, {s.seeds} pairs")
+
+
+def _print_total(stages: list[costs.StageCost]) -> None:
+    epochs, left = sum(c.epochs for c in stages), sum(c.epochs_left for c in stages)
+    known = [c.seconds_left for c in stages if c.seconds_left is not None]
+    unknown = [c.stage for c in stages if c.seconds_left is None]
+    beside = f", and what was never run on this device: {', '.join(unknown)}" if unknown else ""
+    typer.echo(
+        f"total: {epochs:,} epochs, {left:,} of them left; one worker needs "
+        f"{_duration(sum(known))}{beside}\n"
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _print_columns(head: tuple, rows: list[tuple]) -> None:
+    frame = pd.DataFrame(rows, columns=head)
+    typer.echo(frame.to_string(index=False))
+
+
 def _assignments(texts: list[str] | None) -> dict[str, Any]:
     """`name=value` texts as a dict; values are JSON where they can be, else strings."""
     values = {}
@@ -240,3 +346,7 @@ def _print_verdicts(studies: list[Study]) -> None:
             for row in verdicts.of_sparse_runs(table, sparsity).itertuples():
                 typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
                 typer.echo(f"    ours (n = {row.n}): {row.ours}")
+
+
+if __name__ == "__main__":
+    main()

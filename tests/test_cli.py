@@ -66,7 +66,9 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_explains_itself():
-    for command in ([], ["run"], ["results"], ["study"], ["verdict"], ["notebooks", "run"]):
+    for command in (
+        [], ["run"], ["plan"], ["status"], ["results"], ["study"], ["verdict"], ["notebooks", "run"]
+    ):  # fmt: skip
         help_text = rebasin(*command, "--help")
         assert help_text.returncode == 0
         assert "Usage:" in help_text.stdout
@@ -84,6 +86,24 @@ def test_results_are_printed_as_csv_with_every_method(smoke: Path):
 def test_a_second_run_computes_nothing(smoke: Path):
     again = rebasin("run", "--preset", "smoke", "--quiet", "--store", str(smoke))
     assert again.stdout.startswith("0 artifacts computed")
+
+
+def test_a_plan_is_printed_without_data_and_without_a_store(tmp_path: Path):
+    printed = rebasin(
+        "plan", "--preset", "paper-resnet20-w1-cifar10-as-released", "--store", str(tmp_path / "no")
+    )
+    assert printed.returncode == 0
+    rows = {line.split()[0]: line.split()[1:] for line in printed.stdout.splitlines() if line}
+    assert rows["sparse"] == ["324", "54,000", "54,000", "unknown"]
+    assert "total: 57,900 epochs, 57,900 of them left" in printed.stdout
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_status_of_a_finished_study(smoke: Path):
+    printed = rebasin("status", "--preset", "smoke", "--store", str(smoke)).stdout
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    assert rows["sparse"][:4] == ["40", "0", "0", "0"]
+    assert "0 of them left" in printed
 
 
 def test_verdicts_name_claim_and_interval(smoke: Path):
