@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import costs, figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils import cli_store, costs, figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils.cli_store import StorePath
 from rebasin_utils.devices import device_name, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store, project_root
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 notebook_app = typer.Typer(help="The ordered notebooks.", no_args_is_help=True)
 app.add_typer(notebook_app, name="notebooks", rich_help_panel=None)
+app.add_typer(cli_store.app, name="store", rich_help_panel=None)
 
 
 class Format(StrEnum):
@@ -39,9 +41,6 @@ class Format(StrEnum):
 
 
 Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")]
-StorePath = Annotated[
-    Path | None, typer.Option(help="Folder of the results. [default: $REBASIN_STORE or runs/store]")
-]
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
 ]

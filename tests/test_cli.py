@@ -67,7 +67,8 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_explains_itself():
     for command in (
-        [], ["run"], ["plan"], ["status"], ["results"], ["study"], ["verdict"], ["notebooks", "run"]
+        [], ["run"], ["plan"], ["status"], ["results"], ["study"], ["verdict"],
+        ["notebooks", "run"], ["store", "list"], ["store", "verify"], ["store", "prune"],
     ):  # fmt: skip
         help_text = rebasin(*command, "--help")
         assert help_text.returncode == 0
