@@ -15,7 +15,7 @@ import typer
 from rebasin_utils import cli_store, costs, figures, notebooks, presets, runner, tables, verdicts
 from rebasin_utils.cli_store import StorePath
 from rebasin_utils.devices import device_name, torch_device
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, RunError
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.settings import Settings
 from rebasin_utils.store import Store, replace_synced
@@ -44,6 +44,13 @@ Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
 ]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        help="Where: local (worker processes), none (this process), a YAML file for local workers "
+        "or Slurm, or the address of a Dask scheduler."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Set = Annotated[
     list[str] | None,
@@ -64,6 +71,7 @@ def list_presets() -> None:
 def run(
     preset: Preset = "pocket",
     workers: Workers = None,
+    cluster: Cluster = "local",
     store: StorePath = None,
     device: Device = "auto",
     set: Set = None,
@@ -72,7 +80,7 @@ def run(
     """Compute what the store lacks of a study, and write its table."""
     studies = _studies(preset, store, device, set)
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers, quiet=quiet)
+    made = runner.run(studies, workers=workers, quiet=quiet, cluster=_place(cluster))
     table = _write_results(studies, preset)
     typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
 
@@ -166,6 +174,7 @@ def verdict(preset: Preset = "pocket", store: StorePath = None, set: Set = None)
 def study(
     preset: Preset = "pocket",
     workers: Workers = None,
+    cluster: Cluster = "local",
     store: StorePath = None,
     device: Device = "auto",
     folder: Annotated[
@@ -179,7 +188,7 @@ def study(
     studies = _studies(preset, store, device, None)
     folder = folder or project_root() / "runs" / preset
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers)
+    made = runner.run(studies, workers=workers, cluster=_place(cluster))
     typer.echo(f"study: {made} artifacts computed in {time.monotonic() - begin:.0f} s")
     table = _write_results(studies, preset, folder)
     begin = time.monotonic()
@@ -233,12 +242,22 @@ def refresh_notebooks(
 
 
 def main() -> None:
-    """Entry point: the user's mistakes are one sentence and exit code 2."""
+    """Entry point: whatever goes wrong is one sentence; the user's own mistakes are exit code 2."""
     try:
         app()
     except InputError as error:
-        typer.echo(f"rebasin: {error}", err=True)
-        raise SystemExit(2) from None
+        _stop(str(error), 2)
+    except (RunError, OSError) as error:
+        _stop(str(error), 1)
+
+
+def _stop(sentence: str, code: int) -> None:
+    typer.echo(f"rebasin: {' '.join(sentence.split())}", err=True)
+    raise SystemExit(code) from None
+
+
+def _place(cluster: str) -> str | None:
+    return None if cluster == "none" else cluster
 
 
 def _studies(
