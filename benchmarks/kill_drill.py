@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,8 @@ def forked(work: Callable[[], object]) -> int:
     try:
         work()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -97,6 +100,9 @@ class Drill:
 
         return forked(work)
 
+    def _log(self) -> str:
+        return (self.folder / "log").read_text()[-5000:]
+
     def _undisturbed(self) -> dict[str, dict]:
         pid = self._study(self.folder / "undisturbed", None)
         assert os.waitpid(pid, 0)[1] == 0
@@ -109,8 +115,8 @@ class Drill:
             if self._kill_one(root):
                 self._compare(root)
                 shutil.rmtree(root)
-        pid = self._study(root, None)
-        assert os.waitpid(pid, 0)[1] == 0, "the next call did not complete the study"
+        if os.waitpid(self._study(root, None), 0)[1]:
+            raise SystemExit("the next call did not complete the study:\n" + self._log())
         self._compare(root)
 
     def _kill_one(self, root: Path) -> bool:
@@ -127,7 +133,8 @@ class Drill:
         os.kill(self.random.choice(workers) if victim == "worker" else pid, signal.SIGKILL)
         self.kills[victim] += 1
         status = os.waitpid(pid, 0)[1]
-        assert victim != "worker" or status == 0, "the run did not outlive its worker"
+        if victim == "worker" and status:
+            raise SystemExit("a run did not outlive its worker:\n" + self._log())
         self._wait_for_the_end_of(workers)
         now = stored(self.settings, root)
         self.lost += sum(now.get(path) != record for path, record in before.items())

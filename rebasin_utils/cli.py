@@ -11,8 +11,19 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from typer.core import TyperCommand
 
-from rebasin_utils import cli_store, costs, figures, notebooks, presets, runner, tables, verdicts
+from rebasin_utils import (
+    batch,
+    cli_store,
+    costs,
+    figures,
+    notebooks,
+    presets,
+    runner,
+    tables,
+    verdicts,
+)
 from rebasin_utils.cli_store import StorePath
 from rebasin_utils.devices import device_name, torch_device
 from rebasin_utils.errors import InputError, RunError
@@ -102,7 +113,8 @@ def plan(
             for c in stages
         ]
         _print_study(settings)
-        _print_columns(("stage", "artifacts", "epochs", "epochs left", "time left"), rows)
+        head = ["stage", "artifacts", "epochs", "epochs left", "time left"]
+        _print_columns(pd.DataFrame(rows, columns=head))
         _print_total(stages)
 
 
@@ -129,19 +141,9 @@ def status(
             for c in stages
         ]
         _print_study(settings)
-        _print_columns(
-            (
-                "stage",
-                "done",
-                "running",
-                "failed",
-                "missing",
-                "took",
-                "epochs left",
-                "time left",
-            ),
-            rows,
-        )
+        states = ["done", "running", "failed", "missing"]
+        head = ["stage", *states, "took", "epochs left", "time left"]
+        _print_columns(pd.DataFrame(rows, columns=head))
         _print_total(stages)
         for line in costs.failures(settings, _looked_at(store)):
             typer.echo(f"failed: {line}")
@@ -193,8 +195,10 @@ def study(
     table = _write_results(studies, preset, folder)
     begin = time.monotonic()
     values = {"preset": preset, "store": str(studies[0].store.root), "device": device}
-    pages = notebooks.run_all(notebooks.find([]), values, folder)
-    typer.echo(f"notebooks: {len(pages)} executed in {time.monotonic() - begin:.0f} s")
+    done = batch.run_batch(batch.executions(notebooks.find([]), values), folder)
+    batch.refuse_failures(done, folder)
+    executed = (done["state"] == "executed").sum()
+    typer.echo(f"notebooks: {executed} executed in {time.monotonic() - begin:.0f} s")
     _draw(studies, figures_folder or project_root() / "figures")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
@@ -209,26 +213,47 @@ def list_notebooks() -> None:
             typer.echo(f"    {name} = {default!r}")
 
 
-@notebook_app.command("run")
+class _InPairs(TyperCommand):
+    """A command whose options of pairs take two words, as papermill's do: `-p NAME VALUE`."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if parameter.name in ("parameters", "grid"):
+                parameter.nargs = 2
+
+
+@notebook_app.command("run", cls=_InPairs)
 def run_notebooks(
     names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
     parameters: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", help="e.g. -p preset=smoke", metavar="NAME=VALUE"),
+        typer.Option("--parameter", "-p", help="e.g. -p preset smoke", metavar="NAME VALUE"),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            "-g",
+            help="A batch of all combinations, e.g. -g seeds 2,3",
+            metavar="NAME VALUE,VALUE,…",
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="For the executed copies. [default: runs/notebooks]")
     ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="How many at the same time.")] = 2,
+    cluster: Cluster = "local",
 ) -> None:
-    """Execute notebooks with papermill and export each as a page."""
-    chosen = notebooks.find(names or [])
-    values = _assignments(parameters)
-    for name, value in values.items():
-        if not any(name in notebook.parameters for notebook in chosen):
-            notebooks.check_parameters(chosen[0], {name: value})
+    """Execute notebooks with papermill and export each as a page; what was executed stays."""
+    values = {name: _value(text) for name, text in _pairs(parameters)}
+    columns = {name: [_value(v) for v in text.split(",")] for name, text in _pairs(grid)}
+    chosen = batch.executions(notebooks.find(names or []), values, columns)
     folder = folder or project_root() / "runs" / "notebooks"
-    for page in notebooks.run_all(chosen, values, folder):
-        typer.echo(page)
+    table = batch.run_batch(chosen, folder, at_once, _place(cluster))
+    _print_columns(table.drop(columns="problem").round({"seconds": 1}))
+    batch.refuse_failures(table, folder)
+    typer.echo(f"pages: {folder / 'index.html'}")
 
 
 @notebook_app.command("refresh")
@@ -305,9 +330,9 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _print_columns(head: tuple, rows: list[tuple]) -> None:
-    frame = pd.DataFrame(rows, columns=head)
-    typer.echo(frame.to_string(index=False))
+def _print_columns(table: pd.DataFrame) -> None:
+    with pd.option_context("display.max_colwidth", None):
+        typer.echo(table.to_string(index=False, na_rep=""))
 
 
 def _assignments(texts: list[str] | None) -> dict[str, Any]:
@@ -317,11 +342,26 @@ def _assignments(texts: list[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"{text!r}: write it as name=value")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
+        values[name] = _value(value)
     return values
+
+
+def _value(text: str) -> Any:
+    """JSON where it can be, or Python's own True, False, None; else the text."""
+    text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _pairs(words: list[Any] | None) -> list[tuple[str, str]]:
+    """What `_InPairs` gives; each name may occur once."""
+    pairs = [tuple(pair) for pair in words or []]
+    for name, value in pairs:
+        if sum(other == name for other, _ in pairs) > 1:
+            raise InputError(f"{name} = {value!r}: given twice; several values are a --grid")
+    return pairs
 
 
 def _write_results(studies: list[Study], preset: str, folder: Path | None = None) -> Path:

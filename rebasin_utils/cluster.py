@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import dask
 import torch
@@ -22,7 +23,15 @@ import yaml
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 from distributed.system import MEMORY_LIMIT
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from rebasin_utils.errors import InputError, RunError
 
@@ -43,8 +52,8 @@ def _memory(text: str) -> str:
     return text
 
 
-def _walltime(text: str) -> str:
-    if not WALLTIME.fullmatch(text):
+def _walltime(text: Any) -> str:
+    if not isinstance(text, str) or not WALLTIME.fullmatch(text):  # bare 1:00:00 is YAML's 3600
         raise ValueError("must be hours:minutes:seconds in quotes, as in '12:00:00'")
     if _seconds(text) < 60:
         raise ValueError("must be at least a minute")
@@ -58,7 +67,7 @@ def _one_line(text: str) -> str:
 
 
 Memory = Annotated[str, AfterValidator(_memory)]
-Walltime = Annotated[str, AfterValidator(_walltime)]
+Walltime = Annotated[str, BeforeValidator(_walltime)]
 Word = Annotated[str, Field(pattern=r"^[\w.,:@/-]+$")]
 Line = Annotated[str, AfterValidator(_one_line)]
 
@@ -171,6 +180,20 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
             yield client
 
 
+@contextmanager
+def threads(count: int) -> Iterator[Client]:
+    """A client of threads of this process, for tasks that do nothing but wait for processes."""
+    with Client(
+        processes=False,
+        n_workers=1,
+        threads_per_worker=count,
+        dashboard_address=None,
+        memory_limit=None,
+        set_as_default=False,
+    ) as client:
+        yield client
+
+
 def _local(where: Local, device: torch.device) -> SpecCluster:
     security = Security.temporary()
     shared = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
@@ -201,12 +224,15 @@ def _pinned(gpus: list[str], worker: int) -> dict[str, str]:
 
 
 def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise InputError(
             'cluster: Slurm needs dask-jobqueue; install it with pip install "rebasin[cluster]"'
         ) from None
+    finally:
+        signal.signal(signal.SIGINT, interrupt)  # the import turns Ctrl-C into a silent exit
     scratch.mkdir(parents=True, exist_ok=True)
     lifetime = int(_seconds(where.walltime) * 0.9)
     cluster = SLURMCluster(

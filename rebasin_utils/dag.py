@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from distributed import Client, Future, get_worker
@@ -69,6 +69,10 @@ class Outcome:
     kind: type[Exception] = RunError
     traceback: str = ""
 
+
+#: Seconds without a scheduler after which it counts as gone.
+PATIENCE = 10
+GONE = "the cluster's scheduler is gone; all that was finished is stored, run again to go on"
 
 Event = Reported | Noticed | Outcome
 Tell = Callable[[Event], None]
@@ -132,7 +136,7 @@ def _there(tasks: Sequence[Task], client: Client, tell: Tell) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     try:
         while len(outcomes) < len(tasks):
-            event = events.get()
+            event = _next(events, client)
             if isinstance(event, Future):
                 event = _outcome(event, names)
                 outcomes[event.task] = event
@@ -140,10 +144,23 @@ def _there(tasks: Sequence[Task], client: Client, tell: Tell) -> list[Outcome]:
             if isinstance(event, Outcome):
                 _stop_without_store(event)
     finally:
-        client.cancel(list(futures.values()))
-        client.unsubscribe_topic(run)
-        client.unsubscribe_topic("all")
+        if client.status == "running":
+            client.cancel(list(futures.values()))
+            client.unsubscribe_topic(run)
+            client.unsubscribe_topic("all")
     return list(outcomes.values())
+
+
+def _next(events: SimpleQueue, client: Client) -> Event | Future:
+    """The next event; the client itself would wait for a scheduler that is gone for ever."""
+    lost = 0
+    while True:
+        try:
+            return events.get(timeout=1)
+        except Empty:
+            lost = 0 if client.status == "running" else lost + 1
+        if lost > PATIENCE:
+            raise RunError(GONE)
 
 
 def _attempt_there(run: str, name: str, function: Callable, arguments: tuple, *before) -> Outcome:
@@ -163,7 +180,8 @@ def _attempt(
         return Outcome(name, "done", function(*arguments, report))
     except Exception as error:
         kind = next((k for k in (StoreError, InputError) if isinstance(error, k)), RunError)
-        why = str(error) if kind is not RunError else f"{type(error).__name__}: {error}"
+        said = isinstance(error, InputError | RunError)
+        why = str(error) if said else f"{type(error).__name__}: {error}"
         return Outcome(name, "failed", why=why, kind=kind, traceback=traceback.format_exc())
 
 
@@ -179,10 +197,7 @@ def _outcome(future: Future, names: dict[str, str]) -> Outcome:
         return future.result()
     error = future.exception() if future.status == "error" else None
     if not isinstance(error, KilledWorker):
-        raise RunError(
-            f"the cluster's scheduler is gone ({future.status}); all that was finished is stored, "
-            "run again to go on"
-        ) from error
+        raise RunError(GONE) from error
     if names.get(error.task) != name:
         return Outcome(name, "skipped")
     return Outcome(
