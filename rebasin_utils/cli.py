@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from enum import StrEnum
@@ -11,10 +10,10 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from typer.core import TyperCommand
 
 from rebasin_utils import (
     batch,
+    cli_notebooks,
     cli_store,
     costs,
     figures,
@@ -24,7 +23,7 @@ from rebasin_utils import (
     tables,
     verdicts,
 )
-from rebasin_utils.cli_store import StorePath
+from rebasin_utils.cli_options import Cluster, StorePath, parsed, place, print_columns
 from rebasin_utils.devices import device_name, torch_device
 from rebasin_utils.errors import InputError, RunError
 from rebasin_utils.paths import default_store, project_root
@@ -40,8 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-notebook_app = typer.Typer(help="The ordered notebooks.", no_args_is_help=True)
-app.add_typer(notebook_app, name="notebooks", rich_help_panel=None)
+app.add_typer(cli_notebooks.app, name="notebooks", rich_help_panel=None)
 app.add_typer(cli_store.app, name="store", rich_help_panel=None)
 
 
@@ -54,13 +52,6 @@ class Format(StrEnum):
 Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")]
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
-]
-Cluster = Annotated[
-    str,
-    typer.Option(
-        help="Where: local (worker processes), none (this process), a YAML file for local workers "
-        "or Slurm, or the address of a Dask scheduler."
-    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Set = Annotated[
@@ -91,7 +82,7 @@ def run(
     """Compute what the store lacks of a study, and write its table."""
     studies = _studies(preset, store, device, set)
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers, quiet=quiet, cluster=_place(cluster))
+    made = runner.run(studies, workers=workers, quiet=quiet, cluster=place(cluster))
     table = _write_results(studies, preset)
     typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
 
@@ -114,7 +105,7 @@ def plan(
         ]
         _print_study(settings)
         head = ["stage", "artifacts", "epochs", "epochs left", "time left"]
-        _print_columns(pd.DataFrame(rows, columns=head))
+        print_columns(pd.DataFrame(rows, columns=head))
         _print_total(stages)
 
 
@@ -143,7 +134,7 @@ def status(
         _print_study(settings)
         states = ["done", "running", "failed", "missing"]
         head = ["stage", *states, "took", "epochs left", "time left"]
-        _print_columns(pd.DataFrame(rows, columns=head))
+        print_columns(pd.DataFrame(rows, columns=head))
         _print_total(stages)
         for line in costs.failures(settings, _looked_at(store)):
             typer.echo(f"failed: {line}")
@@ -190,7 +181,7 @@ def study(
     studies = _studies(preset, store, device, None)
     folder = folder or project_root() / "runs" / preset
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers, cluster=_place(cluster))
+    made = runner.run(studies, workers=workers, cluster=place(cluster))
     typer.echo(f"study: {made} artifacts computed in {time.monotonic() - begin:.0f} s")
     table = _write_results(studies, preset, folder)
     begin = time.monotonic()
@@ -202,68 +193,6 @@ def study(
     _draw(studies, figures_folder or project_root() / "figures")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
-
-
-@notebook_app.command("list")
-def list_notebooks() -> None:
-    """List the notebooks, their questions and their parameters."""
-    for notebook in notebooks.all_notebooks():
-        typer.echo(f"{notebook.name}: {notebook.question}")
-        for name, default in notebook.parameters.items():
-            typer.echo(f"    {name} = {default!r}")
-
-
-class _InPairs(TyperCommand):
-    """A command whose options of pairs take two words, as papermill's do: `-p NAME VALUE`."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        for parameter in self.params:
-            if parameter.name in ("parameters", "grid"):
-                parameter.nargs = 2
-
-
-@notebook_app.command("run", cls=_InPairs)
-def run_notebooks(
-    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="e.g. -p preset smoke", metavar="NAME VALUE"),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid",
-            "-g",
-            help="A batch of all combinations, e.g. -g seeds 2,3",
-            metavar="NAME VALUE,VALUE,…",
-        ),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="For the executed copies. [default: runs/notebooks]")
-    ] = None,
-    at_once: Annotated[int, typer.Option(min=1, help="How many at the same time.")] = 2,
-    cluster: Cluster = "local",
-) -> None:
-    """Execute notebooks with papermill and export each as a page; what was executed stays."""
-    values = {name: _value(text) for name, text in _pairs(parameters)}
-    columns = {name: [_value(v) for v in text.split(",")] for name, text in _pairs(grid)}
-    chosen = batch.executions(notebooks.find(names or []), values, columns)
-    folder = folder or project_root() / "runs" / "notebooks"
-    table = batch.run_batch(chosen, folder, at_once, _place(cluster))
-    _print_columns(table.drop(columns="problem").round({"seconds": 1}))
-    batch.refuse_failures(table, folder)
-    typer.echo(f"pages: {folder / 'index.html'}")
-
-
-@notebook_app.command("refresh")
-def refresh_notebooks(
-    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
-) -> None:
-    """Execute notebooks with their own parameters and keep the outputs in the files."""
-    for notebook in notebooks.find(names or []):
-        notebooks.refresh(notebook)
-        typer.echo(notebook.path)
 
 
 def main() -> None:
@@ -279,10 +208,6 @@ def main() -> None:
 def _stop(sentence: str, code: int) -> None:
     typer.echo(f"rebasin: {' '.join(sentence.split())}", err=True)
     raise SystemExit(code) from None
-
-
-def _place(cluster: str) -> str | None:
-    return None if cluster == "none" else cluster
 
 
 def _studies(
@@ -330,11 +255,6 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def _print_columns(table: pd.DataFrame) -> None:
-    with pd.option_context("display.max_colwidth", None):
-        typer.echo(table.to_string(index=False, na_rep=""))
-
-
 def _assignments(texts: list[str] | None) -> dict[str, Any]:
     """`name=value` texts as a dict; values are JSON where they can be, else strings."""
     values = {}
@@ -342,26 +262,8 @@ def _assignments(texts: list[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"{text!r}: write it as name=value")
-        values[name] = _value(value)
+        values[name] = parsed(value)
     return values
-
-
-def _value(text: str) -> Any:
-    """JSON where it can be, or Python's own True, False, None; else the text."""
-    text = {"True": "true", "False": "false", "None": "null"}.get(text, text)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _pairs(words: list[Any] | None) -> list[tuple[str, str]]:
-    """What `_InPairs` gives; each name may occur once."""
-    pairs = [tuple(pair) for pair in words or []]
-    for name, value in pairs:
-        if sum(other == name for other, _ in pairs) > 1:
-            raise InputError(f"{name} = {value!r}: given twice; several values are a --grid")
-    return pairs
 
 
 def _write_results(studies: list[Study], preset: str, folder: Path | None = None) -> Path:

@@ -9,15 +9,12 @@ import pandas as pd
 import typer
 
 from rebasin_utils import inventory, presets
+from rebasin_utils.cli_options import StorePath, print_columns
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import default_store
 from rebasin_utils.store import Store
 
 app = typer.Typer(help="What was computed: list it, verify it, prune it.", no_args_is_help=True)
-
-StorePath = Annotated[
-    Path | None, typer.Option(help="Folder of the results. [default: $REBASIN_STORE or runs/store]")
-]
 
 
 @app.command("list")
@@ -39,7 +36,7 @@ def list_artifacts(
             seconds=("seconds", "sum"),
             made=("made", "max"),
         ).reset_index()
-    typer.echo(table.round({"megabytes": 1, "seconds": 1}).to_string(index=False))
+    print_columns(table.round({"megabytes": 1, "seconds": 1}))
 
 
 @app.command()

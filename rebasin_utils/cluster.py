@@ -171,13 +171,27 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         "distributed.worker.daemon": False,  # else a task could start no processes of its own
         "distributed.scheduler.worker-saturation": 1.0,  # who is free takes the next task
     }
-    with dask.config.set(options):
+    if isinstance(where, Local):  # one that starts again takes a while; its nanny must not go
+        options["distributed.deploy.lost-worker-timeout"] = "300s"
+    with (
+        dask.config.set(options),
+        _started(where, device, scratch) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _started(where: Local | Slurm, device: torch.device, scratch: Path) -> SpecCluster:
+    """The cluster; a worker that is killed before it works is no reason to give up at once."""
+    for attempt in (1, 2, 3):
         try:
-            cluster = _local(where, device) if isinstance(where, Local) else _slurm(where, scratch)
+            return _local(where, device) if isinstance(where, Local) else _slurm(where, scratch)
+        except InputError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
-            raise RunError(f"the cluster cannot be started: {_first_line(error)}") from error
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+            if attempt == 3:
+                raise RunError(f"the cluster cannot be started: {_first_line(error)}") from error
+    raise AssertionError("unreachable")
 
 
 @contextmanager

@@ -7,10 +7,13 @@ files.
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import TopologicalSorter
 from queue import Empty, SimpleQueue
@@ -59,7 +62,7 @@ class Outcome:
     """A task has ended.
 
     state: "skipped" is for what comes after a task that failed. why: the sentence of a failure.
-    kind: what was raised, as far as the caller deals with it otherwise.
+    kind: what was raised, as far as the caller deals with it otherwise. warnings: from a worker.
     """
 
     task: str
@@ -68,31 +71,37 @@ class Outcome:
     why: str = ""
     kind: type[Exception] = RunError
     traceback: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-#: Seconds without a scheduler after which it counts as gone.
-PATIENCE = 10
-GONE = "the cluster's scheduler is gone; all that was finished is stored, run again to go on"
+#: Seconds without a scheduler after which it counts as gone; without a worker, until it is said.
+SCHEDULER_PATIENCE, WORKER_PATIENCE = 10, 60
+
+KEPT = "all that was finished is stored, run again to go on"
+GONE = f"the cluster's scheduler is gone; {KEPT}"
 
 Event = Reported | Noticed | Outcome
 Tell = Callable[[Event], None]
 
 
-def execute(tasks: Sequence[Task], client: Client | None, tell: Tell) -> list[Outcome]:
+def execute(
+    tasks: Sequence[Task], client: Client | None, tell: Tell, patience: float = math.inf
+) -> list[Outcome]:
     """Execute all tasks and return how each ended.
 
     Args:
         client: of the cluster; None is this process, one task at a time.
         tell: called with everything that happens, in this thread.
+        patience: seconds to wait for workers when there are none; jobs may queue for ever.
 
     Raises:
         StoreError: as soon as a task raises it; what has not begun is not begun any more.
-        RunError: when the cluster's scheduler is gone.
+        RunError: when the cluster's scheduler is gone, or there are no workers.
     """
     order = TopologicalSorter({task.name: task.after for task in tasks}).static_order()
     known = {task.name: task for task in tasks}
     ordered = [known[name] for name in order]
-    return _here(ordered, tell) if client is None else _there(ordered, client, tell)
+    return _here(ordered, tell) if client is None else _there(ordered, client, tell, patience)
 
 
 def _here(tasks: Sequence[Task], tell: Tell) -> list[Outcome]:
@@ -111,7 +120,7 @@ def _tell_report(tell: Tell, task: str, done: int) -> None:
     tell(Reported(task, done))
 
 
-def _there(tasks: Sequence[Task], client: Client, tell: Tell) -> list[Outcome]:
+def _there(tasks: Sequence[Task], client: Client, tell: Tell, patience: float) -> list[Outcome]:
     run = uuid.uuid4().hex[:8]  # two runs that share a scheduler share no names
     events: SimpleQueue[Event | Future] = SimpleQueue()
     client.subscribe_topic(run, lambda event: events.put(Reported(*event[1])))
@@ -136,10 +145,12 @@ def _there(tasks: Sequence[Task], client: Client, tell: Tell) -> list[Outcome]:
     outcomes: dict[str, Outcome] = {}
     try:
         while len(outcomes) < len(tasks):
-            event = _next(events, client)
+            event = _next(events, client, patience)
             if isinstance(event, Future):
                 event = _outcome(event, names)
                 outcomes[event.task] = event
+                for sentence in event.warnings:
+                    tell(Noticed(sentence))
             tell(event)
             if isinstance(event, Outcome):
                 _stop_without_store(event)
@@ -151,24 +162,41 @@ def _there(tasks: Sequence[Task], client: Client, tell: Tell) -> list[Outcome]:
     return list(outcomes.values())
 
 
-def _next(events: SimpleQueue, client: Client) -> Event | Future:
-    """The next event; the client itself would wait for a scheduler that is gone for ever."""
-    lost = 0
+def _next(events: SimpleQueue, client: Client, patience: float) -> Event | Future:
+    """The next event; the client itself would wait for ever for what is gone."""
+    begin = seen = time.monotonic()
+    told = False
     while True:
         try:
             return events.get(timeout=1)
         except Empty:
-            lost = 0 if client.status == "running" else lost + 1
-        if lost > PATIENCE:
-            raise RunError(GONE)
+            now = time.monotonic()
+        if client.status != "running":
+            if now - begin > SCHEDULER_PATIENCE:
+                raise RunError(GONE)
+            continue
+        begin = now
+        if client.scheduler_info(n_workers=1)["workers"]:
+            seen = now
+        elif now - seen > patience:
+            raise RunError(f"no worker is left; {KEPT}")
+        elif now - seen > WORKER_PATIENCE and not told:
+            told = True
+            events.put(Noticed("no worker is there; waiting for one"))
 
 
 def _attempt_there(run: str, name: str, function: Callable, arguments: tuple, *before) -> Outcome:
     """In a worker: the same, with what is reported sent to the driver of this run."""
     worker = get_worker()
-    return _attempt(
-        name, function, arguments, lambda done: worker.log_event(run, (name, done)), *before
-    )
+
+    def report(done: int) -> None:
+        worker.log_event(run, (name, done))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        outcome = _attempt(name, function, arguments, report, *before)
+    said = (str(w.message) for w in caught if w.category is UserWarning)
+    return replace(outcome, warnings=tuple(said))
 
 
 def _attempt(

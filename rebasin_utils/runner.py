@@ -7,6 +7,7 @@ arithmetic do not depend on who computes them, and neither do the results.
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,8 @@ def run(
             bar.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
         tasks = [lot.task(here, device) for lot in lots]
-        outcomes = execute(tasks, client, _Display(lots, bar))
+        patience = 120 if isinstance(where, clusters.Local) else math.inf
+        outcomes = execute(tasks, client, _Display(lots, bar), patience)
     _complain(lots, outcomes)
     return len(missing)
 

@@ -30,7 +30,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, StoreError
 
 try:
     import fcntl
@@ -212,13 +212,13 @@ class Store:
 
     @contextmanager
     def troubles_in_a_sentence(self) -> Iterator[None]:
-        """A disk that is full or cannot be written becomes an `InputError`."""
+        """A disk that is full or cannot be written becomes a `StoreError`."""
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
-            raise InputError(
+            raise StoreError(
                 f"store = {self.root}: cannot be written ({error.strerror}); all that was finished "
                 "is kept: make room, or permit writing, and run again"
             ) from error

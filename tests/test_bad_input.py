@@ -79,6 +79,7 @@ COMMANDS = [
 NOTEBOOKS = [
     (notebook("99"), "notebook = '99': choose one of 02-two-nets"),
     (notebook("../../etc/passwd"), "notebook = '../../etc/passwd': choose one of"),
+    (["notebooks", "run", "04", "-p", "seeds"], "-p: takes two words, as in -p seeds 3"),
     (notebook("04", "-p", "sparsty", "0.9"), "sparsty = 0.9: 04-naive-permuted-lth has no such"),
     (notebook("04", "-p", "sparsity", "true"), "sparsity = True: 04-naive-permuted-lth expects"),
     (notebook("04", "-p", "sparsity", "high"), "sparsity = 'high': 04-naive-permuted-lth expects"),
@@ -130,7 +131,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("REBASIN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("REBASIN_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    for proxy in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
     monkeypatch.setattr(cluster, "PATIENCE", 0.3)
     data._read.cache_clear()

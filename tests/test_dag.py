@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def die(marker: Path, times: int, report) -> int:
     if attempts < times:
         os.kill(os.getpid(), signal.SIGKILL)
     return attempts
+
+
+def warn(sentence: str, report) -> None:
+    warnings.warn(sentence, stacklevel=1)
 
 
 def sleep(seconds: float, report) -> None:
@@ -141,6 +146,12 @@ def test_a_task_whose_worker_is_killed_starts_again_and_somebody_is_told(dask, t
     assert "\n" not in notice.sentence
 
 
+def test_what_a_worker_warns_of_is_told_here(dask):
+    told = []
+    execute([Task("x-warn", warn, ("it is damaged",))], dask, told.append)
+    assert Noticed("it is damaged") in told
+
+
 def test_a_task_that_kills_every_worker_fails_alone(dask, tmp_path):
     tasks = [
         Task("x-deadly", die, (tmp_path / "attempts", 99)),
@@ -170,7 +181,7 @@ def test_two_runs_on_one_scheduler_do_not_take_each_others_tasks(dask, tmp_path)
 
 
 def test_a_scheduler_that_is_killed_ends_the_run_with_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(dag, "PATIENCE", 1)
+    monkeypatch.setattr(dag, "SCHEDULER_PATIENCE", 1)
     monkeypatch.setattr(cluster, "PATIENCE", 10)
     file = tmp_path / "scheduler.json"
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file]
