@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -174,7 +175,8 @@ def _execute(execution: Execution, folder: Path, report: Report) -> float:
     begin, notebook, problem = time.monotonic(), execution.notebook, None
     running = folder / f".running-{execution.name}.ipynb"
     try:
-        papermill.execute_notebook(
+        Context().run(  # an empty one: Dask's threads share theirs, and an event loop with it
+            papermill.execute_notebook,
             notebook.path,
             running,
             execution.values,

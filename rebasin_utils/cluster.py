@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,17 +182,32 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         yield client
 
 
-def _started(where: Local | Slurm, device: torch.device, scratch: Path) -> SpecCluster:
-    """The cluster; a worker that is killed before it works is no reason to give up at once."""
-    for attempt in (1, 2, 3):
-        try:
-            return _local(where, device) if isinstance(where, Local) else _slurm(where, scratch)
-        except InputError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            if attempt == 3:
-                raise RunError(f"the cluster cannot be started: {_first_line(error)}") from error
-    raise AssertionError("unreachable")
+@contextmanager
+def _started(where: Local | Slurm, device: torch.device, scratch: Path) -> Iterator[SpecCluster]:
+    try:
+        if isinstance(where, Local):
+            cluster = _again_if_killed(lambda: _local(where, device))
+        else:
+            cluster = _slurm(where, scratch)
+    except InputError:
+        raise
+    except ValueError as error:  # no such network interface
+        raise InputError(f"cluster: {_first_line(error)}") from error
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"the cluster cannot be started: {_first_line(error)}") from error
+    with cluster:
+        if isinstance(where, Slurm):
+            _ask_slurm(cluster.job_script())
+            cluster.adapt(minimum_jobs=where.jobs, maximum_jobs=where.jobs)  # replaces what ends
+        yield cluster
+
+
+def _again_if_killed(start: Callable[[], SpecCluster]) -> SpecCluster:
+    """A worker that is killed before it works is no reason to give up at once."""
+    for _ in range(2):
+        with suppress(RuntimeError):
+            return start()
+    return start()
 
 
 @contextmanager
@@ -238,6 +254,7 @@ def _pinned(gpus: list[str], worker: int) -> dict[str, str]:
 
 
 def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
+    """The scheduler, and how its jobs will be; none is submitted yet."""
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster
@@ -249,7 +266,7 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         signal.signal(signal.SIGINT, interrupt)  # the import turns Ctrl-C into a silent exit
     scratch.mkdir(parents=True, exist_ok=True)
     lifetime = int(_seconds(where.walltime) * 0.9)
-    cluster = SLURMCluster(
+    return SLURMCluster(
         queue=where.partition,
         account=where.account,
         walltime=where.walltime,
@@ -270,8 +287,20 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         worker_extra_args=["--lifetime", f"{lifetime}s", "--lifetime-stagger", "30s"],
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
     )
-    cluster.adapt(minimum_jobs=where.jobs, maximum_jobs=where.jobs)  # replaces jobs that end
-    return cluster
+
+
+def _ask_slurm(script: str) -> None:
+    """Whether Slurm would take such a job; jobs that it refuses would be waited for in silence."""
+    try:
+        asked = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60
+        )
+    except FileNotFoundError:
+        raise InputError("cluster: there is no Slurm here (sbatch is not found)") from None
+    except subprocess.TimeoutExpired:
+        raise InputError("cluster: Slurm does not answer (sbatch, 60 s)") from None
+    if asked.returncode:
+        raise InputError(f"cluster: Slurm refuses the job: {' '.join(asked.stderr.split())}")
 
 
 def _seconds(walltime: str) -> int:

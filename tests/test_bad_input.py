@@ -114,9 +114,10 @@ CLUSTERS = [
     ("kind: slurm\njobs: 2\nwalltime: '01:00:00'", "memory: must be given"),
     (SLURM.replace("1\n", "many\n", 1), "jobs = 'many': must be a valid integer"),
     (SLURM.replace("1\n", "10000000000\n", 1), "jobs = 10000000000: must be less than"),
-    (SLURM.replace("'", ""), "walltime = 3600: must be hours:minutes:seconds in quotes"),
+    (SLURM.replace("'01:00:00'", "1:00:00"), "walltime = 3600: must be hours:minutes:seconds in"),
     (SLURM.replace("01:00:00", "one hour"), "walltime = 'one hour': must be hours:minutes:seconds"),
     (SLURM.replace("01:00:00", "00:00:10"), "walltime = '00:00:10': must be at least a minute"),
+    (SLURM + "interface: moon", "cluster: 'moon' is not a valid network interface"),
     (SLURM + "gpus: 8", "gpus = 8: must be less than or equal to 1"),
     (SLURM + "gpu: 1", "gpu = 1: no such field; there are"),
     (SLURM + "partition: 'a; rm -rf ~'", "partition = 'a; rm -rf ~': String should match"),
@@ -179,6 +180,12 @@ def test_a_bad_description_of_a_cluster_is_refused(
     )
     (tmp_path / "cluster.yaml").write_bytes(raw)
     refused([*RUN, "--cluster", "{tmp}/cluster.yaml"], sentence, tmp_path)
+
+
+def test_a_machine_without_slurm_is_said(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "cluster.yaml").write_text(SLURM)
+    refused([*RUN, "--cluster", "{tmp}/cluster.yaml"], "there is no Slurm here", tmp_path)
 
 
 def no_folder(folder: Path) -> None:

@@ -97,10 +97,11 @@ def test_what_was_executed_is_executed_again_when_it_would_be_another(
 @pytest.mark.parametrize("damage", ["", "{", '{"metadata": {}}'])
 def test_a_damaged_copy_is_not_taken_for_an_execution(notebook, tmp_path, damage):
     (execution,) = batch.executions([notebook], {})
-    (tmp_path / "77-small.html").write_text("page")
-    (tmp_path / "77-small.ipynb").write_text(damage)
-    assert notebook.path.parent == tmp_path
-    assert not batch._is_there(execution, tmp_path)
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "77-small.html").write_text("page")
+    (folder / "77-small.ipynb").write_text(damage)
+    assert not batch._is_there(execution, folder)
 
 
 @pytest.mark.parametrize(

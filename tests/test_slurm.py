@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import slurm_node
-from command import TINY
+from command import TINY, rebasin
 
 from rebasin_utils.study import Study
 
@@ -48,6 +48,19 @@ def cancel_the_first_job(cancelled: list[str]) -> None:
             subprocess.run(["scancel", running[0]], timeout=10, check=True)
             cancelled.append(running[0])
         time.sleep(0.5)
+
+
+def test_a_job_that_slurm_refuses_is_said_at_once(slurm, tmp_path: Path):
+    description = tmp_path / "slurm.yaml"
+    description.write_text(DESCRIPTION + "partition: moon\n")
+    store = tmp_path / "store"
+    refused = rebasin(
+        "run", "--preset", "smoke", "--cluster", str(description), "--store", str(store)
+    )
+    assert refused.returncode == 2
+    assert "Slurm refuses the job: " in refused.stderr
+    assert "invalid partition" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_the_study_runs_on_slurm_and_outlives_a_cancelled_job(slurm, finished, tmp_path: Path):
