@@ -143,7 +143,7 @@ class _Lot:
             return Task(self.name, compute, (), self.after, self.cost)
         settings = study.settings.model_dump_json()
         digests = tuple(node.key.digest for node in self.nodes)
-        where = (settings, study.store.root, device or str(study.device))
+        where = (settings, study.store.root, device or study.device.type)  # its GPU is the first
         return Task(self.name, _compute_there, (*where, digests), self.after, self.cost)
 
 
