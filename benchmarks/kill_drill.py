@@ -139,7 +139,16 @@ class Drill:
         now = stored(self.settings, root)
         self.lost += sum(now.get(path) != record for path, record in before.items())
         self.corrupt += len(list(inventory.damaged(Store(root, read_only=True))))
+        print(self, flush=True)
         return victim == "worker"
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{count} × {kind}" for kind, count in sorted(self.kills.items()))
+        return (
+            f"{sum(self.kills.values())} kills ({kinds}): {self.corrupt} corrupt artifacts, "
+            f"{self.lost} lost runs, {self.finished} studies completed by the next call, "
+            f"{self.unequal} of their artifacts or tables unequal to the undisturbed ones"
+        )
 
     def _wait_for_the_end_of(self, workers: list[int]) -> None:
         end = time.monotonic() + 30
@@ -171,13 +180,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(settings, Path(folder), random.Random(options.seed))
         drill.go(options.kills)
-    kinds = ", ".join(f"{count} × {kind}" for kind, count in sorted(drill.kills.items()))
-    print(
-        f"{sum(drill.kills.values())} kills ({kinds}) in {time.monotonic() - begin:.0f} s: "
-        f"{drill.corrupt} corrupt artifacts, {drill.lost} lost runs, "
-        f"{drill.finished} studies completed by the next call, {drill.unequal} of their artifacts "
-        "or tables unequal to the undisturbed ones"
-    )
+    print(f"{drill}; {time.monotonic() - begin:.0f} s")
     sys.exit(bool(drill.corrupt or drill.lost or drill.unequal))
 
 

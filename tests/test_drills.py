@@ -63,8 +63,8 @@ def test_a_process_a_worker_and_a_driver_are_killed_and_nothing_is_lost():
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
     assert said.startswith("4 kills (1 × driver, 2 × process, 1 × worker)")
-    assert "0 corrupt artifacts, 0 lost runs" in said
-    assert "0 of their artifacts or tables unequal" in said
+    assert ": 0 corrupt artifacts, 0 lost runs, " in said
+    assert ", 0 of their artifacts or tables unequal" in said
 
 
 def test_a_full_disk_stops_the_run_with_a_sentence_and_the_next_run_goes_on(finished, small_disk):
