@@ -24,6 +24,7 @@ import yaml
 from dask.utils import parse_bytes
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_ip_interface
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -264,6 +265,8 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         ) from None
     finally:
         signal.signal(signal.SIGINT, interrupt)  # the import turns Ctrl-C into a silent exit
+    if where.interface is not None:
+        get_ip_interface(where.interface)
     scratch.mkdir(parents=True, exist_ok=True)
     lifetime = int(_seconds(where.walltime) * 0.9)
     return SLURMCluster(

@@ -33,7 +33,8 @@ def notebook(tmp_path: Path) -> notebooks.Notebook:
     cells += [nbformat.v4.new_code_cell(first.strip(), **tags)]
     cells += [nbformat.v4.new_code_cell(source) for source in others]
     path = tmp_path / "77-small.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
     return notebooks._read(path)
 
 
