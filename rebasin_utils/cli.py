@@ -16,7 +16,7 @@ from rebasin_utils import (
     cli_notebooks,
     cli_store,
     costs,
-    figures,
+    gallery,
     notebooks,
     presets,
     runner,
@@ -190,7 +190,7 @@ def study(
     batch.refuse_failures(done, folder)
     executed = (done["state"] == "executed").sum()
     typer.echo(f"notebooks: {executed} executed in {time.monotonic() - begin:.0f} s")
-    _draw(studies, figures_folder or project_root() / "figures")
+    gallery.draw_all(studies, figures_folder or project_root() / "figures")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
 
@@ -271,23 +271,6 @@ def _write_results(studies: list[Study], preset: str, folder: Path | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_synced(path, runner.results(studies).to_parquet(index=False))
     return path
-
-
-def _draw(studies: list[Study], folder: Path) -> None:
-    for study in studies:
-        name = study.settings.name
-        path = tables.paths(study)
-        figures.save(figures.paths(path), folder, f"{name}-paths", path)
-        if not study.settings.sparsities or not study.settings.methods:
-            continue
-        table = study.results().drop(columns=["seconds", "device", "artifact"])
-        figures.save(figures.accuracy_by_rewind(table), folder, f"{name}-accuracy", table)
-        figures.save(figures.gain_by_rewind(table), folder, f"{name}-gain", table)
-        rounds = tables.rounds(study)
-        figures.save(figures.trajectory(rounds), folder, f"{name}-trajectory", rounds)
-        if study.settings.tickets_of_b:
-            overlaps = tables.overlaps(study)
-            figures.save(figures.overlaps(overlaps), folder, f"{name}-overlaps", overlaps)
 
 
 def _print_verdicts(studies: list[Study]) -> None:

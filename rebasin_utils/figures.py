@@ -1,65 +1,19 @@
-"""The study's figures, drawn once in plotly, for the notebooks, the README and `figures/`.
+"""The figures of the main argument, for the notebooks, the README and `figures/`.
 
-Every method has one colour and one marker everywhere (Okabe and Ito's palette, safe for the
-colour-blind). A figure takes a tidy table and computes nothing but means and intervals.
+A figure takes a tidy table and computes nothing but means and intervals.
 """
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import display
 from plotly.subplots import make_subplots
 
-from rebasin_utils import still
-from rebasin_utils.store import replace_synced
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, bars, blank, lay_out
 from rebasin_utils.tables import METHOD_NAMES, gap_closed, interval, paired_difference
-
-COLOURS = {
-    "dense": "#555555",
-    "imp": "#56B4E9",
-    "lth": "#0072B2",
-    "permuted": "#009E73",
-    "naive": "#D55E00",
-    "random_permutation": "#CC79A7",
-    "random_mask": "#E69F00",
-}
-SYMBOLS = {
-    "lth": "circle",
-    "permuted": "diamond",
-    "naive": "square",
-    "random_permutation": "triangle-up",
-    "random_mask": "x",
-}
-#: Of the paths between two nets, which are about matching and not about a method.
-PATHS = {
-    "unmatched": ("A to B as trained", COLOURS["naive"], "solid"),
-    "matched": ("π(A) to B", COLOURS["permuted"], "solid"),
-    "unmatched_bn_reset": ("A to B, batch norm reset", COLOURS["naive"], "dot"),
-    "matched_bn_reset": ("π(A) to B, batch norm reset", COLOURS["permuted"], "dot"),
-}
-
-
-def show(figure: go.Figure) -> None:
-    """Display a figure in a notebook, with a still picture for viewers without JavaScript."""
-    picture = base64.b64encode(still.png(figure)).decode()
-    live = json.loads(figure.to_json())
-    display({"application/vnd.plotly.v1+json": live, "image/png": picture}, raw=True)
-
-
-def save(figure: go.Figure, folder: Path, name: str, table: pd.DataFrame) -> None:
-    """Write `name`.png, `name`.html (plotly.js beside it) and `name`.csv, the data that made it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_synced(folder / f"{name}.png", still.png(figure, dpi=150))
-    html = figure.to_html(include_plotlyjs="cdn", div_id=name)
-    replace_synced(folder / f"{name}.html", html.encode())
-    replace_synced(folder / f"{name}.csv", table.to_csv(index=False).encode())
 
 
 def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figure:
@@ -70,7 +24,7 @@ def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figur
     sparse = results[results["rewind_epoch"].notna()]
     sparsities = sorted(sparse["sparsity"].unique())
     methods = [m for m in SYMBOLS if m in set(sparse["method"])]
-    figure = _figure("rewind epoch k (0 is the init)", "test accuracy, %")
+    figure = blank("rewind epoch k (0 is the init)", "test accuracy, %")
     titles = []
     for s in sparsities:
         at = sparse[sparse["sparsity"] == s]
@@ -81,7 +35,7 @@ def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figur
             figure.add_scatter(
                 x=list(points),
                 y=[mean for mean, _, _ in points.values()],
-                error_y=_bars([high - mean for mean, _, high in points.values()]),
+                error_y=bars([high - mean for mean, _, high in points.values()]),
                 name=METHOD_NAMES[method],
                 mode="lines+markers",
                 line_color=COLOURS[method],
@@ -91,7 +45,7 @@ def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figur
     if np.isfinite(dense):
         figure.add_hline(dense, line=dict(color=COLOURS["dense"], dash="dash"))
     first = sparsities.index(sparsity) if sparsity in sparsities else 0
-    _slider(figure, [f"{s:.0%}" for s in sparsities], titles, first, "sparsity ")
+    add_slider(figure, [f"{s:.0%}" for s in sparsities], titles, first, "sparsity ")
     return figure
 
 
@@ -126,7 +80,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=at["rewind_epoch"],
                 y=at["difference"],
-                error_y=_bars(at["high"] - at["difference"]),
+                error_y=bars(at["high"] - at["difference"]),
                 name=METHOD_NAMES[method],
                 showlegend=column == 1,
                 mode="lines+markers",
@@ -136,7 +90,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
                 col=column,
             )
     figure.add_hline(0, line=dict(color=COLOURS["naive"], width=2))
-    _lay_out(figure, "rewind epoch k", "")
+    lay_out(figure, "rewind epoch k", "")
     figure.update_layout(margin_t=120)
     figure.update_yaxes(title="gain over naive, pp", col=1)
     figure.update_layout(
@@ -147,18 +101,21 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def paths(table: pd.DataFrame, quantity: str = "accuracy") -> go.Figure:
+def paths(table: pd.DataFrame, quantity: str = "accuracy", repaired: bool = False) -> go.Figure:
     """Accuracy (or loss) along the path between A and B, for every kind of path in the table.
 
-    table: columns path, alpha, seed, accuracy, loss. Lines are means over pairs, thin lines pairs.
+    Args:
+        table: columns path, alpha, seed, accuracy, loss. Lines are means over pairs, thin lines
+            pairs.
+        repaired: with the paths on which the nets were repaired.
     """
     percent = 100 if quantity == "accuracy" else 1
     label = "test accuracy, %" if quantity == "accuracy" else "test loss, nats"
-    figure = _figure("α: from A (0) to B (1)", label)
+    figure = blank("α: from A (0) to B (1)", label)
     middle = {}
     for kind, (name, colour, dash) in PATHS.items():
         rows = table[table["path"] == kind]
-        if rows.empty:
+        if rows.empty or (kind.endswith("repair") and not repaired):
             continue
         for _, one in rows.groupby("seed"):
             figure.add_scatter(
@@ -205,7 +162,7 @@ def correlations(before: np.ndarray, after: np.ndarray, group: str) -> go.Figure
             col=column,
         )
     figure.update_yaxes(autorange="reversed")
-    _lay_out(figure, "unit of A", "unit of B")
+    lay_out(figure, "unit of A", "unit of B")
     figure.update_yaxes(title="", col=2)
     figure.update_layout(margin_t=120)
     mean = np.diagonal(before).mean(), np.diagonal(after).mean()
@@ -221,7 +178,7 @@ def trajectory(rounds: pd.DataFrame) -> go.Figure:
 
     rounds: columns seed, sparsity, test_accuracy.
     """
-    figure = _figure("weights left, % of the prunable", "test accuracy, %")
+    figure = blank("weights left, % of the prunable", "test accuracy, %")
     for seed, one in rounds.groupby("seed"):
         figure.add_scatter(
             x=100 * (1 - one["sparsity"]),
@@ -250,7 +207,7 @@ def densities(reports: Mapping[float, pd.DataFrame]) -> go.Figure:
 
     reports: sparsity -> the table of `masks.report`, its last row the whole mask.
     """
-    figure = _figure("layer", "weights kept, %")
+    figure = blank("layer", "weights kept, %")
     titles = []
     for sparsity, report in reports.items():
         layers = report.iloc[:-1]
@@ -265,7 +222,7 @@ def densities(reports: Mapping[float, pd.DataFrame]) -> go.Figure:
             f"At {sparsity:.0%} sparsity the layers keep between {least:.1%} and {most:.1%}"
             "<br><sup>one global threshold on the magnitude</sup>"
         )
-    _slider(figure, [f"{s:.0%}" for s in reports], titles, 0, "sparsity ")
+    add_slider(figure, [f"{s:.0%}" for s in reports], titles, 0, "sparsity ")
     return figure
 
 
@@ -274,7 +231,7 @@ def overlaps(table: pd.DataFrame) -> go.Figure:
 
     table: columns sparsity, seed, kind (A's mask, π(A's mask), random π), overlap.
     """
-    figure = _figure("sparsity, %", "weights shared with B's own ticket, %")
+    figure = blank("sparsity, %", "weights shared with B's own ticket, %")
     style = {
         "mask": ("A's mask as it is", "naive"),
         "permuted": ("π(A's mask)", "permuted"),
@@ -286,7 +243,7 @@ def overlaps(table: pd.DataFrame) -> go.Figure:
         figure.add_scatter(
             x=[100 * s for s in points],
             y=[mean for mean, _, _ in points.values()],
-            error_y=_bars([high - mean for mean, _, high in points.values()]),
+            error_y=bars([high - mean for mean, _, high in points.values()]),
             mode="lines+markers",
             name=name,
             line_color=COLOURS[method],
@@ -308,47 +265,3 @@ def overlaps(table: pd.DataFrame) -> go.Figure:
         "that B's own pruning keeps too; 95 % intervals</sup>"
     )
     return figure
-
-
-def _figure(x_title: str, y_title: str) -> go.Figure:
-    figure = go.Figure()
-    _lay_out(figure, x_title, y_title)
-    return figure
-
-
-def _lay_out(figure: go.Figure, x_title: str, y_title: str) -> None:
-    figure.update_layout(
-        template="simple_white",
-        font_size=15,
-        width=900,
-        height=520,
-        margin=dict(l=75, r=20, t=90, b=65),
-        title=dict(x=0.02, xanchor="left", font_size=18),
-    )
-    figure.update_xaxes(title=x_title)
-    figure.update_yaxes(title=y_title, showgrid=True, gridcolor="#eeeeee")
-
-
-def _bars(half_widths: Sequence[float]) -> dict:
-    """Error bars; none where an interval is infinite (a single run)."""
-    return dict(array=[h if np.isfinite(h) else 0 for h in half_widths], thickness=1.5)
-
-
-def _slider(
-    figure: go.Figure, labels: Sequence[str], titles: Sequence[str], first: int, prefix: str
-) -> None:
-    """A slider of plotly's own, which works in every viewer: equal runs of traces, one a step."""
-    each = len(figure.data) // len(labels)
-    steps = []
-    for i, (label, title) in enumerate(zip(labels, titles, strict=True)):
-        visible = [each * i <= j < each * (i + 1) for j in range(len(figure.data))]
-        steps.append(
-            dict(method="update", label=label, args=[{"visible": visible}, {"title.text": title}])
-        )
-    for trace, shown in zip(figure.data, steps[first]["args"][0]["visible"], strict=True):
-        trace.visible = shown
-    figure.update_layout(
-        title_text=titles[first],
-        height=600,
-        sliders=[dict(active=first, steps=steps, currentvalue_prefix=prefix, pad_t=60)],
-    )

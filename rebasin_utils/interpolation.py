@@ -7,7 +7,8 @@ stay low on the segment between them (Frankle et al. 2020; the paper's equation 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from rebasin_utils.data import Images, in_order
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import State
+from rebasin_utils.repair import lerp_statistics, repair, statistics
 from rebasin_utils.training import Metrics, evaluate
+
+Correction = Literal["none", "bn_reset", "repair"]
 
 
 def lerp(first: State, second: State, alpha: float) -> State:
@@ -57,26 +61,51 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Tensor]) 
     return {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
 
 
+def merger(
+    model: nn.Module,
+    first: State,
+    second: State,
+    correction: Correction = "none",
+    samples: Images | None = None,
+) -> Callable[[float], State]:
+    """A function of α that gives the net at that point of the segment, corrected.
+
+    Args:
+        correction: "none"; "bn_reset", the statistics of its batch norms recomputed; or "repair",
+            those of all hidden layers brought to what lies between the ends' (`repair`).
+        samples: training images to measure statistics on.
+    """
+
+    def batches() -> Iterator[Tensor]:
+        return (x for x, _ in in_order(samples, 2000))
+
+    if correction == "none":
+        return lambda alpha: lerp(first, second, alpha)
+    if samples is None:
+        raise InputError(f"correction = {correction!r}: needs samples to measure statistics on")
+    if correction == "bn_reset":
+        return lambda alpha: reset_batch_norm(model, lerp(first, second, alpha), batches())
+    ends = [statistics(model, end, batches()) for end in (first, second)]
+    return lambda alpha: repair(
+        model, lerp(first, second, alpha), lerp_statistics(*ends, alpha), batches()
+    )
+
+
 def path(
     model: nn.Module,
     first: State,
     second: State,
     alphas: Sequence[float],
     images: Images,
-    *,
-    statistics: Images | None = None,
+    correction: Correction = "none",
+    samples: Images | None = None,
 ) -> list[Metrics]:
     """Accuracy and loss on `images` at every point `alphas` of the segment from first to second.
 
-    statistics: training images over which batch-norm statistics are recomputed at every point; None
-    interpolates the two nets' own.
+    correction, samples: as for `merger`.
     """
-    states = [lerp(first, second, alpha) for alpha in alphas]
-    if statistics is not None and has_batch_norm(model):
-        states = [
-            reset_batch_norm(model, s, (x for x, _ in in_order(statistics, 500))) for s in states
-        ]
-    return evaluate(model, states, images)
+    at = merger(model, first, second, correction, samples)
+    return evaluate(model, [at(alpha) for alpha in alphas], images)
 
 
 def barrier(values: Sequence[float], alphas: Sequence[float]) -> float:

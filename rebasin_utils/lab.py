@@ -57,15 +57,50 @@ def grid_of(studies: list[Study]) -> Study:
     raise InputError("this preset has no sparse runs: choose another, e.g. pocket")
 
 
+def looking_closer(studies: list[Study]) -> Study:
+    """The study among these that has ensembles, early matching and the plane.
+
+    Raises:
+        InputError: when there is none.
+    """
+    for study in studies:
+        if study.plan.nodes("diversity"):
+            return study
+    raise InputError(
+        "no study of this preset has ensembles: choose another preset, e.g. pocket, or set cell, "
+        "ensemble_size and tickets_of_b, and at least 2 seeds"
+    )
+
+
+def by_width(studies: list[Study]) -> dict[str, list[Study]]:
+    """The models that the preset has at two widths or more: model -> its studies, narrowest first.
+
+    Raises:
+        InputError: when there is none.
+    """
+    models: dict[str, list[Study]] = {}
+    for study in sorted(studies, key=lambda s: s.settings.width):
+        models.setdefault(study.settings.model, []).append(study)
+    found = {model: several for model, several in models.items() if len(several) > 1}
+    if not found:
+        raise InputError("this preset has no model at two widths: choose another, e.g. pocket")
+    return found
+
+
 def show_table(table: pd.DataFrame, digits: int = 2) -> None:
     """Display a table whole; sparsities as per cent, no index where that is only a count."""
+    display(as_html(table, digits))
+
+
+def as_html(table: pd.DataFrame, digits: int = 2) -> HTML:
+    """What `show_table` displays."""
     if "sparsity" in table.index.names:
         table = table.rename(index="{:.0%}".format, level="sparsity")
     counted = isinstance(table.index, pd.RangeIndex)
     with pd.option_context("display.max_colwidth", None):
         page = table.to_html(index=not counted, float_format=f"{{:.{digits}f}}".format, border=0)
     style = "<style>.dataframe td, .dataframe th {text-align: left !important}</style>"
-    display(HTML(style + page))
+    return HTML(style + page)
 
 
 def show_provenance(*studies: Study) -> None:

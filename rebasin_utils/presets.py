@@ -24,6 +24,12 @@ _SMOKE = Settings(
     sparsities=(0.5, 0.8),
     rewind_epochs=(0, 1),
     tickets_of_b=True,
+    paths_to_every_round=True,
+    cell=(0.8, 1),
+    match_epochs=(1,),
+    ensemble_size=2,
+    plane_points=3,
+    statistics_samples=256,
 )
 
 _POCKET_GRID = Settings(
@@ -37,18 +43,47 @@ _POCKET_GRID = Settings(
     rewind_epochs=(0, 1, 2, 5),
     tickets_of_b=True,
     alphas=tuple(i / 10 for i in range(11)),
+    path_samples=2500,
+    paths_to_every_round=True,
+    cell=(0.90, 2),
+    match_epochs=(0, 1, 2, 5),
+    ensemble_size=5,
+    plane_points=21,
 )
 
-_POCKET_RESNET = Settings(
-    name="pocket-resnet8",
-    **_POCKET_DATA,
-    model="resnet8",
+#: One cell of the grid with a wider net.
+_POCKET_WIDER = _POCKET_GRID.with_values(
+    name="pocket-mlp-w2",
+    width=2,
     seeds=3,
-    dense=Recipe(epochs=4, lr=0.08),
-    imp=Recipe(epochs=3, lr=0.02),
-    methods=(),
-    path_samples=2000,
+    sparsities=(0.90,),
+    rewind_epochs=(2,),
+    methods=("lth", "naive", "permuted"),
+    tickets_of_b=False,
+    paths_to_every_round=False,
+    cell=None,
+    match_epochs=(),
+    ensemble_size=0,
+    plane_points=0,
 )
+
+
+def _pocket_resnet(width: int) -> Settings:
+    return Settings(
+        name="pocket-resnet8" + (f"-w{width}" if width > 1 else ""),
+        dataset="fashion-mnist-10k",
+        pool=4,
+        train_limit=5000,
+        augment=False,
+        model="resnet8",
+        width=width,
+        seeds=3,
+        dense=Recipe(epochs=6, lr=0.08),
+        imp=Recipe(epochs=1, lr=0.02),
+        methods=(),
+        path_samples=800,
+        statistics_samples=800,
+    )
 
 
 def _workstation(width: int) -> Settings:
@@ -64,6 +99,11 @@ def _workstation(width: int) -> Settings:
         rewind_epochs=(0, 2, 5),
         tickets_of_b=True,
         alphas=tuple(i / 10 for i in range(11)),
+        paths_to_every_round=True,
+        cell=(0.90, 2),
+        match_epochs=(0, 1, 2, 5, 10, 20),
+        ensemble_size=5,
+        plane_points=21 if width == 1 else 0,
     )
 
 
@@ -122,7 +162,7 @@ _PAPER = tuple(_paper(*table) for table in _TABLES)
 
 PRESETS: dict[str, tuple[Settings, ...]] = {
     "smoke": (_SMOKE,),
-    "pocket": (_POCKET_GRID, _POCKET_RESNET),
+    "pocket": (_POCKET_GRID, _POCKET_WIDER, _pocket_resnet(1), _pocket_resnet(2)),
     "workstation": (_workstation(1), _workstation(4)),
     "paper": _PAPER,
     **{s.name: (s,) for s in _PAPER},

@@ -21,8 +21,8 @@ COLUMNS = {
 
 
 def is_result(node: Node) -> bool:
-    """Whether a node of `STAGES` has a row: of the pruning rounds, those that draw a ticket."""
-    return node.round is None or bool(node.round.targets)
+    """Whether a node of `STAGES` has a row: rounds that draw a ticket, runs of the grid."""
+    return not node.variant and (node.round is None or bool(node.round.targets))
 
 
 def row(settings: Settings, node: Node, record: dict) -> dict:

@@ -66,7 +66,24 @@ class Settings(BaseModel):
     )
     path_samples: int | None = Field(None, ge=1, description="test images to measure a path on")
     statistics_samples: int = Field(
-        2000, ge=1, description="training images over which batch norm is recomputed on a path"
+        2000, ge=1, description="training images on which merged nets' statistics are corrected"
+    )
+    paths_to_every_round: bool = Field(
+        False, description="measure the path from A to every IMP iterate, not to the tickets only"
+    )
+    cell: tuple[Sparsity, Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="(sparsity, rewind epoch) of the grid at which early matching, ensembles and "
+        "the plane look closer; outside the grid: nowhere",
+    )
+    match_epochs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="match A with B after these epochs, too (early matching)"
+    )
+    ensemble_size: int = Field(
+        0, ge=0, description="members of an ensemble, below 2: none; needs tickets_of_b"
+    )
+    plane_points: int = Field(
+        0, ge=0, le=201, description="points a side of the map through three nets, below 2: none"
     )
     # What the released code does otherwise (protocol, section 3.1); all off is the paper's text.
     rewind_off_by_one: bool = Field(False, description='"k" is k + 1 epochs, as in released code')
@@ -114,7 +131,7 @@ class Settings(BaseModel):
     def _known_model(cls, value: str) -> str:
         return _one_of(value, MODELS)
 
-    @field_validator("sparsities", "rewind_epochs", "methods", "alphas")
+    @field_validator("sparsities", "rewind_epochs", "methods", "alphas", "match_epochs")
     @classmethod
     def _no_repeats(cls, values: tuple) -> tuple:
         if len(set(values)) != len(values):
@@ -123,12 +140,13 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        late = [k for k in self.rewind_epochs if k >= self.dense.epochs]
-        if late:
-            raise ValueError(
-                f"rewind_epochs = {late[0]}: must be below the dense training's "
-                f"{self.dense.epochs} epochs"
-            )
+        for field in ("rewind_epochs", "match_epochs"):
+            late = [k for k in getattr(self, field) if k >= self.dense.epochs]
+            if late:
+                raise ValueError(
+                    f"{field} = {late[0]}: must be below the dense training's "
+                    f"{self.dense.epochs} epochs"
+                )
         if self.alphas[:1] != (0.0,) or self.alphas[-1:] != (1.0,):
             raise ValueError(f"alphas = {list(self.alphas)}: must go from 0 to 1")
         return self
@@ -137,6 +155,20 @@ class Settings(BaseModel):
     def snapshots(self) -> dict[int, int]:
         """Rewind epoch -> the number of epochs after which that state was saved."""
         return {k: k + 1 if self.rewind_off_by_one else k for k in self.rewind_epochs}
+
+    @property
+    def looks_closer(self) -> bool:
+        """Whether the cell is in the grid."""
+        return (
+            self.cell is not None
+            and self.cell[0] in self.sparsities
+            and self.cell[1] in self.rewind_epochs
+        )
+
+    @property
+    def saved_epochs(self) -> list[int]:
+        """The epochs after which the dense nets' states are kept."""
+        return sorted({*self.snapshots.values(), *self.match_epochs})
 
     def sparse_recipe(self, rewind_epoch: int) -> Recipe:
         """The dense recipe from its start, with `sparse_lr`, over the epochs that are left."""

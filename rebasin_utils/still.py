@@ -2,12 +2,13 @@
 
 Plotly needs a browser to make an image; a bare machine has none, and a plain viewer shows no
 JavaScript. This draws the same traces, as they first appear: lines, markers, error bars, bars, heat
-maps and contours, in the figure's own panels, colours and titles.
+maps, contours, and one scene with a surface, in the figure's own panels, colours and titles.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import numpy as np
@@ -15,6 +16,7 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from mpl_toolkits.mplot3d.axes3d import Axes3D
 from PIL import Image
 
 _MARKERS = {
@@ -33,7 +35,9 @@ def png(figure: go.Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG, in its initial state (of sliders and menus)."""
     drawn, small = io.BytesIO(), io.BytesIO()
     draw(figure).savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256, kmeans=2).save(
+        small, format="png", optimize=True
+    )
     return small.getvalue()
 
 
@@ -50,17 +54,25 @@ def draw(figure: go.Figure) -> Figure:
     for trace in figure.data:
         if trace.visible in (False, "legendonly"):
             continue
-        if trace.type not in _DRAW:
+        if trace.type not in _DRAW | _DRAW_SOLID:
             raise TypeError(f"a {trace.type} trace cannot be drawn as a still picture")
+        if trace.type in _DRAW_SOLID:
+            if "scene" not in panels:
+                panels["scene"] = _scene(still, layout)
+            _DRAW_SOLID[trace.type](panels["scene"], trace, layout)
+            continue
         name = trace.yaxis or "y"
         if name not in panels:
             panels[name] = _panel(still, layout, panels, name, trace.xaxis or "x")
         _DRAW[trace.type](panels[name], trace, layout)
     for shape in layout.shapes:
         _line(panels[shape.yref.split(" ")[0]] if shape.yref != "paper" else _first(panels), shape)
-    for axes in panels.values():
-        if axes.get_legend_handles_labels()[0] and layout.showlegend is not False:
-            axes.legend(frameon=False, fontsize=8.5, loc="best")
+    if layout.legend.orientation == "h":
+        still.legend(frameon=False, fontsize=8.5, loc="lower center", ncols=3)
+    else:
+        for axes in panels.values():
+            if axes.get_legend_handles_labels()[0] and layout.showlegend is not False:
+                axes.legend(frameon=False, fontsize=8.5, loc="best")
     title, _, below = _plain(layout.title.text or "").partition("\n")
     still.text(0.02, 0.975, title, fontsize=12, va="top", weight="bold", wrap=True)
     still.text(0.02, 0.915, below, fontsize=9, va="top", color="#444444")
@@ -75,11 +87,12 @@ def _panel(
     left, right = x.domain or (0, 1)
     bottom, top = y.domain or (0, 1)
     shared = panels.get(y.matches) if y.matches else None
+    foot = 0.20 if layout.legend.orientation == "h" else 0.13
     box = [
         0.09 + 0.88 * left,
-        0.13 + 0.70 * bottom,
+        foot + (0.83 - foot) * bottom,
         0.88 * (right - left) - 0.02,
-        0.70 * (top - bottom),
+        (0.83 - foot) * (top - bottom),
     ]
     axes = still.add_axes(box, sharey=shared)
     axes.spines[["top", "right"]].set_visible(False)
@@ -105,6 +118,34 @@ def _panel(
         if note.xref == "paper" and note.x is not None and left <= note.x <= right and note.text:
             axes.set_title(_plain(note.text), fontsize=10)
     return axes
+
+
+def _scene(still: Figure, layout: go.Layout) -> Axes3D:
+    """The panel of a surface, seen from where plotly's camera is."""
+    scene = layout.scene
+    (left, right), (bottom, top) = scene.domain.x or (0, 1), scene.domain.y or (0, 1)
+    box = [0.96 * left, 0.13 + 0.75 * bottom, 0.96 * (right - left), 0.75 * (top - bottom)]
+    axes = still.add_axes(box, projection="3d", computed_zorder=False)
+    eye = scene.camera.eye
+    x, y, z = eye.x or 1.25, eye.y or 1.25, eye.z or 1.25
+    height, turn = math.atan2(z, math.hypot(x, y)), math.atan2(y, x)
+    axes.view_init(elev=math.degrees(height), azim=math.degrees(turn))
+    for axis, name in ((scene.xaxis, "x"), (scene.yaxis, "y"), (scene.zaxis, "z")):
+        axes.set(**{f"{name}label": _plain(axis.title.text or "")})
+        if axis.tickvals is not None:
+            axes.set(**{f"{name}ticks": axis.tickvals, f"{name}ticklabels": axis.ticktext})
+    return axes
+
+
+def _surface(axes: Axes3D, trace: go.Surface, layout: go.Layout) -> None:
+    x, y = np.meshgrid(trace.x, trace.y)
+    axes.plot_surface(
+        x, y, np.asarray(trace.z, dtype=float), cmap=_colours(trace, layout), rcount=60, ccount=60
+    )
+
+
+def _scatter3d(axes: Axes3D, trace: go.Scatter3d, layout: go.Layout) -> None:
+    axes.plot(trace.x, trace.y, trace.z, color=trace.line.color, linewidth=2.2, zorder=5)
 
 
 def _scatter(axes: Axes, trace: go.Scatter, layout: go.Layout) -> None:
@@ -173,10 +214,13 @@ def _contour(axes: Axes, trace: go.Contour, layout: go.Layout) -> None:
     x = np.arange(z.shape[1]) if trace.x is None else trace.x
     y = np.arange(z.shape[0]) if trace.y is None else trace.y
     drawn = axes.contourf(x, y, z, levels=20, cmap=_colours(trace, layout))
-    axes.figure.colorbar(drawn, ax=axes)
+    bar = axes.figure.colorbar(drawn, ax=axes, label=_plain(trace.colorbar.title.text or ""))
+    if trace.colorbar.tickvals is not None:
+        bar.set_ticks(trace.colorbar.tickvals, labels=trace.colorbar.ticktext)
 
 
 _DRAW = {"scatter": _scatter, "bar": _bar, "heatmap": _heatmap, "contour": _contour}
+_DRAW_SOLID = {"surface": _surface, "scatter3d": _scatter3d}
 
 
 def _extent(error: go.scatter.ErrorY) -> np.ndarray:

@@ -12,6 +12,7 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rebasin_utils import data, interpolation, masks, matching, models, pruning, rows
+from rebasin_utils import analyses, data, masks, matching, models, pruning, rows
 from rebasin_utils.devices import device_name, one_thread, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import Mask, State
@@ -32,7 +33,7 @@ from rebasin_utils.permutation import (
     permute,
     random_permutation,
 )
-from rebasin_utils.plan import STAGES, Node, Plan, derive_seed
+from rebasin_utils.plan import ANALYSES, STAGES, Node, Plan, derive_seed
 from rebasin_utils.settings import Settings
 from rebasin_utils.store import Artifact, Store
 from rebasin_utils.training import Job, Metrics, Recipe, Trained, evaluate, train_many
@@ -134,10 +135,13 @@ class Study:
             lacking = [node for node in lacking if node.key not in self.store]
             for _, level in groupby(sorted(lacking, key=_level), key=_level):
                 level = list(level)
-                getattr(self, f"_{level[0].stage}")(level, progress)
+                if level[0].stage in ANALYSES:
+                    self._measure(level)
+                else:
+                    getattr(self, f"_{level[0].stage}")(level, progress)
 
     def _dense(self, nodes: list[Node], progress: Progress) -> None:
-        jobs = [self._dense_job(n, tuple({0, *self.settings.snapshots.values()})) for n in nodes]
+        jobs = [self._dense_job(n, tuple({0, *self.settings.saved_epochs})) for n in nodes]
         done = self._train(jobs, self.settings.dense, progress)
         for node, trained, test in zip(nodes, done, self._test(done), strict=True):
             for epoch, state in trained.snapshots.items():
@@ -211,48 +215,34 @@ class Study:
             record = {"metrics": matched.quality(), "seconds": time.monotonic() - begin}
             self._put(node, record, matched.permutation)
 
-    def _connectivity(self, nodes: list[Node], progress: Progress) -> None:
-        s = self.settings
-        images = self.test_images
-        if s.path_samples is not None:
-            images = images.head(s.path_samples)
-        resets = {"": None}
-        if interpolation.has_batch_norm(self.model):
-            resets["_bn_reset"] = self.train_images.head(s.statistics_samples)
+    def _measure(self, nodes: list[Node]) -> None:
         for node in nodes:
             begin = time.monotonic()
-            moving, reference = (self.state(parent) for parent in node.parents[:2])
-            ends = {
-                "unmatched": moving,
-                "matched": permute(self.spec, self.permutation(node.seed), moving),
-            }
-            paths = {
-                name + suffix: interpolation.path(
-                    self.model, end, reference, s.alphas, images, statistics=statistics
-                )
-                for name, end in ends.items()
-                for suffix, statistics in resets.items()
-            }
-            metrics = {
-                "alphas": list(s.alphas),
-                **{name: [_finite(point) for point in path] for name, path in paths.items()},
-            }
+            metrics = analyses.MEASURE[node.stage](self, node)
             self._put(node, {"metrics": metrics, "seconds": time.monotonic() - begin}, {})
 
     def _sparse(self, nodes: list[Node], progress: Progress) -> None:
         used = [self._mask_for(node) for node in nodes]
         jobs = [
-            Job(
-                self.state(node.parents[0]),
-                derive_seed("sparse", node.seed),
-                mask,
-                checkpoint=self.store.checkpoint(node.key),
-            )
+            replace(self._sparse_job(node, mask), checkpoint=self.store.checkpoint(node.key))
             for node, mask in zip(nodes, used, strict=True)
         ]
         done = self._train(jobs, self.settings.sparse_recipe(nodes[0].rewind_epoch), progress)
         for node, mask, trained, test in zip(nodes, used, done, self._test(done), strict=True):
             self._put_run(node, trained, test, {"final": trained.state}, mask)
+
+    def _sparse_job(self, node: Node, mask: Mask) -> Job:
+        order = (node.order,) if node.order else ()
+        return Job(self.state(node.parents[0]), derive_seed("sparse", node.seed, *order), mask)
+
+    def retrace(self, run: Node) -> dict[int, State]:
+        """The states of a sparse run after every epoch, its start included; trained again."""
+        recipe = self.settings.sparse_recipe(run.rewind_epoch)
+        job = replace(
+            self._sparse_job(run, self._mask_for(run)), snapshots=tuple(range(recipe.epochs + 1))
+        )
+        (trained,) = self._train([job], recipe, lambda epochs: None)
+        return trained.snapshots
 
     def _mask_for(self, node: Node) -> Mask:
         """What a sparse run's method makes of A's ticket."""
@@ -261,7 +251,7 @@ class Study:
             derive_seed(node.method, node.seed, node.sparsity)
         )
         if node.method == "permuted":
-            return permute(self.spec, self.permutation(node.seed), mask)
+            return permute(self.spec, self.load(node.parents[2]).tensors, mask)
         if node.method == "random_permutation":
             return permute(self.spec, random_permutation(self.spec, generator), mask)
         if node.method == "random_mask":
@@ -305,7 +295,7 @@ class Study:
 
     def _refuse_diverged(self, nodes: Sequence[Node]) -> None:
         for node in nodes:
-            if self.store.record(node.key)["metrics"]["diverged"]:
+            if self.store.record(node.key).get("metrics", {}).get("diverged"):
                 raise InputError(
                     f"net {node.role} of pair {node.seed} diverged in its dense training, so it "
                     f"can be neither matched nor pruned; try a smaller dense.lr than "
@@ -338,7 +328,7 @@ class Study:
     ) -> None:
         metrics = {
             "test_accuracy": test.accuracy,
-            "test_loss": _finite(test)["loss"],
+            "test_loss": test.loss if math.isfinite(test.loss) else None,
             "diverged": trained.diverged,
             "prunable_sparsity": masks.sparsity(mask) if mask else 0.0,
             "global_sparsity": masks.global_sparsity(mask, self.model) if mask else 0.0,
@@ -369,11 +359,6 @@ class Study:
 def _named(part: str, state: State) -> dict[str, Tensor]:
     """A state under the names that it has in an artifact."""
     return {f"{part}/{name}": tensor for name, tensor in state.items()}
-
-
-def _finite(metrics: Metrics) -> dict[str, float | None]:
-    """As a dict for JSON, which knows no infinity."""
-    return {k: v if math.isfinite(v) else None for k, v in metrics._asdict().items()}
 
 
 def _level(node: Node) -> tuple:

@@ -132,30 +132,49 @@ def train(model: nn.Module, job: Job, recipe: Recipe, images: Images, **options)
     return train_many(model, [job], recipe, images, **options)[0]
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
 ) -> list[Metrics]:
     """Accuracy and loss of every state on every sample of `images`, in eval mode."""
-    together = TOGETHER if stackable(model) else 1
     metrics = []
+    for answers in _answers(model, states, images, batch_size):
+        correct = loss = torch.zeros((), device=images.pixels.device, dtype=torch.float64)
+        for logits, y in answers:
+            correct = correct + (logits.argmax(-1) == y).sum(-1)
+            expected = y.expand(len(logits), -1)
+            loss = loss + _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
+        shares = ((correct / len(images)).tolist(), (loss / len(images)).tolist())
+        metrics += [Metrics(a, b) for a, b in zip(*shares, strict=True)]
+    return metrics
+
+
+def predict(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+) -> Tensor:
+    """Logits of every state on every sample, in eval mode: [states, samples, classes], CPU."""
+    return torch.cat(
+        [
+            torch.cat([logits.cpu() for logits, _ in answers], 1)
+            for answers in _answers(model, states, images, batch_size)
+        ]
+    )
+
+
+def _answers(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
+    together = TOGETHER if stackable(model) else 1
     for start in range(0, len(states), together):
         net = together_as_one(model, states[start : start + together], images.pixels.device)
         net.module.eval()
-        correct = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
-        loss = torch.zeros(net.runs, device=images.pixels.device, dtype=torch.float64)
-        for x, y in in_order(images, batch_size):
-            logits = net.logits(x.expand(net.runs, *x.shape))
-            correct += (logits.argmax(-1) == y).sum(-1)
-            expected = y.expand(net.runs, -1)
-            loss += _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
-        metrics += [
-            Metrics(a, b)
-            for a, b in zip(
-                (correct / len(images)).tolist(), (loss / len(images)).tolist(), strict=True
-            )
-        ]
-    return metrics
+
+        def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in in_order(images, batch_size):
+                with torch.no_grad():
+                    yield net.logits(x.expand(net.runs, *x.shape)), y
+
+        yield batches()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

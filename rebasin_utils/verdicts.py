@@ -16,7 +16,17 @@ import pandas as pd
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.study import Study
-from rebasin_utils.tables import interval, overlaps, paired_difference, paths
+from rebasin_utils.tables import (
+    early_matching,
+    ensembles,
+    gaps,
+    interval,
+    overlaps,
+    paired_difference,
+    paths,
+    segments,
+    variances,
+)
 
 COLUMNS = ["claim", "paper", "ours", "n", "verdict"]
 
@@ -154,6 +164,11 @@ def of_paths(study: Study) -> pd.DataFrame:
             "batch norm recomputed, matching still raises it",
             "unmatched_bn_reset", "matched_bn_reset", "not reported",
         ),
+        ("REPAIR raises it over matching alone", "matched", "matched_repair", "not reported"),
+        (
+            "REPAIR alone, without matching, does less than both",
+            "unmatched_repair", "matched_repair", "not reported",
+        ),
     )  # fmt: skip
     table = paths(study)
     middle = 100 * table[table["alpha"] == 0.5].pivot_table("accuracy", "seed", "path")
@@ -187,6 +202,178 @@ def of_overlaps(study: Study) -> pd.DataFrame:
         cells = _intervals(list(each.values()))
         ours = f"{first} − {second}, pp: {_describe([f'S={s:.0%}' for s in each], cells)}"
         rows.append((claim, "not in the paper", ours, cells["n"].min(), judge(cells, expects)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_variances(study: Study) -> pd.DataFrame:
+    """The claims about the variance halfway between A and B (Jordan et al. 2023, Section 3)."""
+    each = variances(study).pivot_table("ratio", "seed", "path")  # mean over the layers
+    missing = {path: 100 * (1 - each[path]) for path in each}
+    claims = (
+        ("averaging two nets collapses the variance", [missing["unmatched"]], "% missing"),
+        (
+            "matching restores a part of it", [missing["unmatched"] - missing["matched"]],
+            "% restored",
+        ),
+        ("a part stays missing", [missing["matched"]], "% missing"),
+        (
+            "REPAIR restores that too", [missing["matched"] - missing["matched_repair"].abs()],
+            "% restored",
+        ),
+    )  # fmt: skip
+    rows = []
+    for claim, values, unit in claims:
+        cells = _intervals(values)
+        ours = f"{_describe([unit], cells)}"
+        rows.append((claim, "so in ResNets and VGGs", ours, len(each), judge(cells, "more")))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_segments(study: Study) -> pd.DataFrame:
+    """The claims about the barriers between solutions of one net (the paper's Figure 4a).
+
+    The paper's column is ResNet20×4 on CIFAR-10, ten IMP iterations towards 90 %.
+    """
+    table = segments(study)
+    targets = table["sparsity"].isin(study.settings.sparsities)
+    quoted = published("fig4a_imp_error_barrier_digitised")
+    last = quoted[quoted["imp_iteration"] == quoted["imp_iteration"].max()]
+    last = last.set_index("variant")["mean_error_barrier_pct"]
+    barrier = table[targets].set_index(["sparsity", "seed"])
+    of_imp = barrier[barrier["kind"] == "dense-imp"].groupby("correction")["error"]
+    rows = []
+
+    def add(claim: str, paper: str, differences: pd.Series, expects: Expects, what: str) -> None:
+        each = dict(list(differences.groupby("sparsity")))
+        cells = _intervals(list(each.values()))
+        ours = f"{what}: {_describe([f'S={s:.0%}' for s in each], cells)}"
+        rows.append((claim, paper, ours, cells["n"].min(), judge(cells, expects)))
+
+    add(
+        "REPAIR lowers the barrier between dense A and its IMP iterates",
+        f"{last['without_REPAIR']:.1f} → {last['with_REPAIR']:.1f} pp",
+        of_imp.get_group("none") - of_imp.get_group("repair"),
+        "more",
+        "lowered by, pp",
+    )
+    of_lth = barrier[(barrier["kind"] == "dense-lth") & (barrier["correction"] == "repair")]
+    by_start = of_lth.groupby("rewind_epoch")["error"]
+    if len(by_start) > 1:
+        first, latest = of_lth["rewind_epoch"].min(), of_lth["rewind_epoch"].max()
+        add(
+            f"repaired, LTH from k = {latest} is nearer to dense A than LTH from k = {first}",
+            "not in the paper",
+            by_start.get_group(first) - by_start.get_group(latest),
+            "more",
+            "barrier lower by, pp",
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_widths(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> pd.DataFrame:
+    """The claims about the width, between the narrowest and the widest of the studies.
+
+    The gap to LTH is that of one cell of the grid, and left out where a study lacks it.
+
+    Pairs at two widths have nothing in common but their number, so that these intervals are wider
+    than paired ones. The paper's column is ResNet20 on CIFAR-10, ×1 and ×4, at 90 % and k ≥ 10.
+    """
+    narrow, wide = (f(studies, key=lambda s: s.settings.width) for f in (min, max))
+    rows = []
+
+    def add(claim: str, paper: str, low: pd.Series, high: pd.Series, sign: int) -> None:
+        cells = _intervals([sign * (high - low)])
+        ours = _describe([f"{low.mean():.1f} → {high.mean():.1f}"], cells)
+        rows.append((claim, paper, ours, len(low), judge(cells, "more")))
+
+    middle = [
+        100 * at[at["alpha"] == 0.5].pivot_table("accuracy", "seed", "path")
+        for at in (paths(narrow), paths(wide))
+    ]
+    repair = published("ref_repair_resnet20_bn_midpoint").query("dataset == 'CIFAR-10'")
+    reset = repair[repair["variant"] == "permuted_midpoint_bn_reset"].set_index("width")["test_acc"]
+    for path in ("matched", "matched_bn_reset", "matched_repair"):
+        if path in middle[0]:
+            paper = (
+                f"{reset[1]:.1f} → {reset[4]:.1f} %" if path == "matched_bn_reset" else "the same"
+            )
+            add(
+                f"{path}: halfway, the wider net is more accurate",
+                paper,
+                *(m[path] for m in middle),
+                1,
+            )
+    lacks = [gaps(study, sparsity, rewind_epoch).get("LTH − permuted") for study in (narrow, wide)]
+    if all(gap is not None for gap in lacks):
+        add("the wider net lacks less to LTH", "1.3–1.9 → 0.5–0.9 pp", *lacks, -1)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_ensembles(study: Study) -> pd.DataFrame:
+    """The claims about ensembles at the settings' cell (the paper's Table 1, ResNet20×1, CIFAR-10).
+
+    Different tickets share some of their members' nets, so the intervals are a little too narrow.
+    """
+    ours = ensembles(study).pivot(index="seed", columns="method")
+    table = published("icml_table1_diversity").query("dataset == 'CIFAR-10'").set_index("method")
+    name = {"lth": "LTH", "imp": "IMP"}
+    claims = (
+        ("permuted runs disagree more often than LTH runs", "disagreement", "permuted", "lth", 100),
+        ("an ensemble gains more over its members with permuted than with LTH runs", "gain",
+         "permuted", "lth", 1),
+        ("the ensemble of permuted runs beats that of LTH runs", "ensemble", "permuted", "lth", 1),
+        ("the ensemble of permuted runs beats that of naive runs", "ensemble", "permuted", "naive",
+         1),
+        ("the ensemble of IMP nets is the best", "ensemble", "imp", "permuted", 1),
+    )  # fmt: skip
+    columns = {"ensemble": "ensemble_acc", "disagreement": "disagreement"}
+    rows = []
+    for claim, metric, first, second, percent in claims:
+        values, quoted = [], []
+        for method in (first, second):
+            at, row = ours.xs(method, axis=1, level="method"), table.loc[name.get(method, method)]
+            gain = metric == "gain"
+            values.append(at["ensemble"] - at["accuracy"] if gain else percent * at[metric])
+            quoted.append(
+                row["ensemble_acc"] - row["test_acc_mean"]
+                if gain
+                else percent * row[columns[metric]]
+            )
+        cells = _intervals([values[0] - values[1]])
+        means = f"{values[0].mean():.1f} against {values[1].mean():.1f}"
+        rows.append(
+            (claim, f"{quoted[0]:.1f} against {quoted[1]:.1f}", _describe([means], cells),
+             len(values[0]), judge(cells, "more"))
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_early_matching(study: Study) -> pd.DataFrame:
+    """The claims about matching with an early B (the paper's Table 15: ResNet20×1, CIFAR-10)."""
+    at, sparsity = early_matching(study), study.settings.cell[0]
+    runs = 100 * at.pivot_table("test_accuracy", "seed", ["method", "match_epoch"], dropna=False)
+    naive = 100 * at[at["method"] == "naive"].set_index("seed")["test_accuracy"]
+    permuted = runs["permuted"].dropna(axis=1, how="all")
+    quoted = published("icml_table15_early_matching")
+    quoted = quoted[quoted["sparsity"].sub(sparsity).abs() < 1e-9]
+    base = quoted[quoted["method"] == "naive"]["mean"]
+    means = quoted[quoted["method"] == "permuted"].set_index("matching_epoch_of_B")["mean"]
+    paper = "nothing at this sparsity"
+    if len(base):
+        gains = (means - base.iloc[0]).items()
+        paper = "; ".join(f"t={t:.0f}: {gain:+.2f} pp" for t, gain in gains)
+    rows = []
+    claims = (
+        ("π matched with B after few epochs (t ≥ 1) already beats naive", lambda t: t >= 1, "more"),
+        ("π matched with B's init (t = 0) is no better than naive", lambda t: t == 0, "same"),
+    )
+    for claim, applies, expects in claims:
+        epochs = [t for t in permuted.columns if applies(t)]
+        if epochs:
+            cells = _intervals([permuted[t] - naive for t in epochs])
+            ours = f"permuted − naive, pp: {_describe([f't={t}' for t in epochs], cells)}"
+            said = paper if expects == "more" else "not in the paper"
+            rows.append((claim, said, ours, len(naive), judge(cells, expects)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

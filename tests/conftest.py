@@ -34,7 +34,9 @@ def tiny() -> Settings:
     """A whole study, all stages and methods, in a few seconds."""
     (smoke,) = preset("smoke")
     recipes = {"dense.batch_size": 64, "imp.batch_size": 64}
-    return smoke.with_values(name="tiny", train_limit=256, sparsities=(0.5,), **recipes)
+    return smoke.with_values(
+        name="tiny", train_limit=256, sparsities=(0.5,), cell=(0.5, 1), **recipes
+    )
 
 
 @pytest.fixture(scope="session")

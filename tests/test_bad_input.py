@@ -77,7 +77,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 NOTEBOOKS = [
-    (notebook("99"), "notebook = '99': choose one of 02-two-nets"),
+    (notebook("99"), "notebook = '99': choose one of 01-toy"),
     (notebook("../../etc/passwd"), "notebook = '../../etc/passwd': choose one of"),
     (["notebooks", "run", "04", "-p", "seeds"], "-p: takes two words, as in -p seeds 3"),
     (notebook("04", "-p", "sparsty", "0.9"), "sparsty = 0.9: 04-naive-permuted-lth has no such"),

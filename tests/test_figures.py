@@ -11,6 +11,7 @@ from rebasin_utils.presets import preset
 from rebasin_utils.runner import run
 from rebasin_utils.settings import METHODS
 from rebasin_utils.study import Study
+from rebasin_utils.style import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def drawn(study: Study) -> dict[str, go.Figure]:
 
 
 def test_every_method_has_a_colour_of_its_own():
-    assert set(figures.COLOURS) == set(METHODS)
-    assert len(set(figures.COLOURS.values())) == len(METHODS)
+    assert set(COLOURS) == set(METHODS)
+    assert len(set(COLOURS.values())) == len(METHODS)
 
 
 def test_every_figure_says_what_it_shows_and_labels_its_axes(drawn: dict[str, go.Figure]):

@@ -55,7 +55,9 @@ def test_interpolating_leaves_both_nets_alone(images):
     (net, first), (_, second) = (trained_like("resnet8", seed, images) for seed in (0, 1))
     before = copy.deepcopy((net.state_dict(), first, second))
     middle = lerp(first, second, 0.5)
-    path(net, first, second, (0.0, 0.5, 1.0), images.head(64), statistics=images)
+    path(
+        net, first, second, (0.0, 0.5, 1.0), images.head(64), correction="bn_reset", samples=images
+    )
     for tensor in (*middle.values(), *lerp(first, second, 0.0).values()):
         tensor.zero_()
     assert all(map(same, before, (net.state_dict(), first, second)))
@@ -162,7 +164,7 @@ def test_resetting_batch_norm_leaves_its_inputs_alone(images):
 
 def test_a_path_with_statistics_resets_batch_norm_at_every_point(images):
     (net, first), (_, second) = (trained_like("resnet8", seed, images) for seed in (0, 1))
-    found = path(net, first, second, (0.0, 0.5, 1.0), images, statistics=images)
+    found = path(net, first, second, (0.0, 0.5, 1.0), images, correction="bn_reset", samples=images)
     expected = []
     for alpha in (0.0, 0.5, 1.0):
         batches = [images.normalised(images.pixels)]

@@ -17,13 +17,21 @@ BASE = Settings(
     imp=Recipe(epochs=2, lr=0.01),
     sparsities=(0.5, 0.9),
     rewind_epochs=(0, 3),
-    seeds=2,
+    seeds=3,
+    tickets_of_b=True,
+    cell=(0.5, 3),
+    match_epochs=(1,),
+    ensemble_size=2,
+    plane_points=3,
 )
 
 EVERYTHING = set(STAGES)
 DENSE_AND_BELOW = EVERYTHING
-IMP_AND_BELOW = {"imp", "sparse"}
-MATCHING_AND_BELOW = {"matching", "connectivity", "sparse"}  # sparse: the permuted runs
+SPARSE_AND_BELOW = {"sparse", "segment", "diversity", "plane"}
+IMP_AND_BELOW = {"imp"} | SPARSE_AND_BELOW
+MATCHING_AND_BELOW = {"matching", "connectivity", "sparse", "diversity", "plane"}
+REWIND_AND_BELOW = {"rewind", "matching"} | SPARSE_AND_BELOW  # early matching takes rewind states
+PATHS = {"connectivity", "segment"}
 
 DEPENDS = [
     # a change of settings, and the stages of which an artifact changes
@@ -40,15 +48,20 @@ DEPENDS = [
     ({"imp.lr": 0.02}, IMP_AND_BELOW),
     ({"imp.weight_decay": 0}, IMP_AND_BELOW),
     ({"prune_shortcuts": True}, IMP_AND_BELOW),
-    ({"sparse_lr": 0.03}, {"sparse"}),
-    ({"rewind_off_by_one": True}, {"rewind", "sparse"}),
+    ({"sparse_lr": 0.03}, SPARSE_AND_BELOW),
+    ({"rewind_off_by_one": True}, {"rewind"} | SPARSE_AND_BELOW),
     ({"match_on": "covariance"}, MATCHING_AND_BELOW),
     ({"match_std": "mean_of_batches"}, MATCHING_AND_BELOW),
     ({"match_samples": 100}, MATCHING_AND_BELOW),
     ({"stream_tap": "released_code"}, MATCHING_AND_BELOW),
     ({"alphas": (0.0, 1.0)}, {"connectivity"}),
-    ({"statistics_samples": 100}, {"connectivity"}),
-    ({"path_samples": 100}, {"connectivity"}),
+    ({"statistics_samples": 100}, PATHS | {"plane"}),
+    ({"path_samples": 100}, PATHS | {"plane"}),
+    ({"plane_points": 5}, {"plane"}),
+    ({"ensemble_size": 3}, {"matching", "sparse", "diversity"}),
+    ({"match_epochs": (2,)}, {"rewind", "matching", "sparse"}),
+    ({"cell": (0.9, 0)}, SPARSE_AND_BELOW - {"segment"}),
+    ({"cell": (0.7, 0)}, SPARSE_AND_BELOW - {"segment"} | {"matching"}),
 ]
 
 
@@ -77,7 +90,7 @@ def test_the_way_of_matching_changes_the_permuted_runs_alone():
         {"seeds": 5},
         {"sparsities": (0.3, 0.5, 0.7, 0.9, 0.97)},
         {"rewind_epochs": (0, 1, 3, 9)},
-        {"tickets_of_b": True},
+        {"match_epochs": (1, 5)},
     ],
     ids=str,
 )
@@ -100,12 +113,15 @@ def test_a_new_version_of_a_stage_makes_its_artifacts_new_and_what_comes_of_them
     stage, monkeypatch
 ):
     below = {
-        "dense": {"dense", "imp", "matching", "connectivity", "sparse"},
-        "rewind": {"rewind", "sparse"},
-        "imp": {"imp", "sparse"},
-        "matching": {"matching", "connectivity", "sparse"},
+        "dense": EVERYTHING - {"rewind"},
+        "rewind": REWIND_AND_BELOW,
+        "imp": IMP_AND_BELOW,
+        "matching": MATCHING_AND_BELOW,
         "connectivity": {"connectivity"},
-        "sparse": {"sparse"},
+        "sparse": SPARSE_AND_BELOW,
+        "segment": {"segment"},
+        "diversity": {"diversity"},
+        "plane": {"plane"},
     }
     before = {s: keys(BASE, s) for s in STAGES}
     monkeypatch.setitem(plan_module.VERSIONS, stage, plan_module.VERSIONS[stage] + 1)
@@ -151,3 +167,25 @@ def test_seeds_are_functions_of_their_names():
     assert seeds == [derive_seed(*name) for name in names]
     assert all(0 <= s < 2**31 for s in seeds)
     assert derive_seed("init", "A", 0) == 1_122_398_669
+
+
+def test_the_members_of_an_ensemble_are_what_the_paper_says():
+    plan = Plan(BASE.with_values(ensemble_size=4))
+    nets = {m: plan.members(m, 1) for m in plan.compared}
+    others = [("B", 1), ("A", 0), ("B", 0), ("A", 2)]
+    assert nets["dense"] == [plan.dense(*net) for net in [("A", 1), *others[:3]]]
+    assert nets["imp"] == [plan.ticket(*net, 0.5) for net in [("A", 1), *others[:3]]]
+    starts = {
+        m: [n.parents[0] for n in nodes] for m, nodes in nets.items() if m not in ("dense", "imp")
+    }
+    tickets = {n.parents[1] for m in starts for n in nets[m]}
+    assert tickets == {plan.ticket("A", 1, 0.5)}
+    assert starts["naive"] == starts["permuted"] == [plan.rewind(*net, 3) for net in others]
+    assert starts["lth"] == [plan.rewind("A", 1, 3)] * 4
+    assert [n.order for n in nets["lth"]] == [0, 1, 2, 3]
+    assert [n.parents[2] for n in nets["permuted"]] == [
+        plan.matching(1),
+        *(plan.matching(1, net) for net in others[1:]),
+    ]
+    grid = [plan.sparse(m, 0.5, 3, 1).key for m in ("lth", "permuted", "naive")]
+    assert [nets[m][0].key for m in ("lth", "permuted", "naive")] == grid

@@ -164,7 +164,7 @@ def flip_last_byte(path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_damaged_artifact_is_set_aside_and_made_again_bit_for_bit(finished, tmp_path, stage):
     damaged = copied(finished, tmp_path)
-    node = damaged.plan.nodes(stage)[1]
+    node = damaged.plan.nodes(stage)[-1]
     before = contents(damaged)
     flip_last_byte(damaged.store.root / node.key.path / TENSORS)
     with pytest.warns(UserWarning, match="damaged.*computed again"):
@@ -218,11 +218,14 @@ def test_a_damaged_record_is_left_out_of_the_table_with_a_warning(finished, tmp_
 @pytest.mark.parametrize(
     ("more", "new"),
     [
-        # 2 dense, 4 rewind, 2 x 4 rounds, 1 matching, 1 path, 2 x 5 sparse
-        ({"seeds": 3}, 2 + 4 + 8 + 1 + 1 + 10),
-        # round 2 is there; the branch that lands on 0.3; 2 pairs x 2 rewinds x 5 methods
-        ({"sparsities": (0.5, 0.3)}, 4 + 20),
-        ({"sparse_lr": 0.01}, 20),
+        # 2 dense, 4 rewind, 2 x 4 rounds, matchings with B, with its epoch 1 and with a member, 1
+        # path; 2 x 5 sparse, 1 early, 3 members; 4 segments to IMP, 2 to LTH; 5 ensembles
+        ({"seeds": 3}, 2 + 4 + 8 + 3 + 1 + 10 + 1 + 3 + 4 + 2 + 5),
+        # round 2 is there; the branch of 4 nets that lands on 0.3; 2 pairs x (2 x 5 sparse, 1
+        # segment to IMP, 2 to LTH)
+        ({"sparsities": (0.5, 0.3)}, 4 + 2 * (10 + 1 + 2)),
+        # 2 pairs x (10 sparse, 1 early, 3 members, 2 segments, 3 ensembles), 1 plane
+        ({"sparse_lr": 0.01}, 2 * (10 + 1 + 3 + 2 + 3) + 1),
     ],
     ids=str,
 )
@@ -392,11 +395,49 @@ def test_the_path_between_a_and_b_ends_in_their_own_accuracies(finished):
             finished.load(finished.plan.dense(role, seed)).record["metrics"]["test_accuracy"]
             for role in "AB"
         )
-        for path in ("unmatched", "matched"):
-            accuracies = [point["accuracy"] for point in metrics[path]]
+        assert len(metrics["paths"]) == 8
+        for path in (p for p in metrics["paths"] if p["split"] == "test"):
+            accuracies = [point["accuracy"] for point in path["points"]]
             assert accuracies[0] == pytest.approx(a, abs=2e-4)
-            assert accuracies[-1] == b
-        assert len(metrics["matched"]) == len(metrics["alphas"]) == 5
+            assert accuracies[-1] == pytest.approx(b, abs=2e-4 * (path["correction"] == "repair"))
+            assert len(accuracies) == len(metrics["alphas"]) == 5
+
+
+def test_the_variance_is_restored_by_repair_and_by_nothing_else(finished):
+    for seed in range(2):
+        metrics = finished.load(finished.plan.connectivity(seed)).record["metrics"]
+        for each in metrics["variances"]:
+            if each["correction"] == "repair":
+                assert each["ratio"] == pytest.approx(1, abs=0.1)  # other images than it was set on
+            else:
+                assert each["ratio"] < 0.9
+
+
+def test_a_retraced_run_is_the_run(finished):
+    node = finished.plan.sparse("permuted", 0.5, 0, 1)
+    trace = finished.retrace(node)
+    assert list(trace) == [0, 1, 2]
+    assert same(trace[2], finished.state(node))
+
+
+def test_the_first_member_of_an_ensemble_is_the_run_of_the_grid(finished):
+    for method in ("dense", "imp", "lth", "permuted", "naive"):
+        found = finished.load(finished.plan.diversity(method, 0)).record["metrics"]
+        node = finished.plan.members(method, 0)[0]
+        expected = finished.load(node).record["metrics"]["test_accuracy"]
+        assert found["accuracies"][0] == pytest.approx(expected)
+        assert len(found["accuracies"]) == 2
+        assert len(found["pairs"]) == 1
+
+
+def test_the_map_is_at_its_models_what_they_are(finished):
+    metrics = finished.load(finished.plan.plane(0)).record["metrics"]
+    assert metrics["ticks"] == [-1.5, 0.5, 2.5]
+    assert metrics["models"]["π(A), masked"] == [0, 0, 0]
+    assert metrics["models"]["permuted, trained"] == pytest.approx([1, 0, 0], abs=1e-5)
+    assert metrics["models"]["π(A), dense"][1:] == pytest.approx([1, 0], abs=1e-5)
+    assert metrics["path"][-1] == pytest.approx([1, 0, 0], abs=1e-5)
+    assert len(metrics["accuracy"]) == 3
 
 
 # -------------------------------------------------------------------------- the table

@@ -155,13 +155,19 @@ def test_runs_of_different_nets_are_not_averaged():
 
 def test_the_path_table_holds_what_was_stored(finished):
     table = tables.paths(finished)
-    assert set(table["path"]) == {"unmatched", "matched"}
-    for seed in range(2):
-        metrics = finished.load(finished.plan.connectivity(seed)).record["metrics"]
-        for path in ("unmatched", "matched"):
-            rows = table[(table["path"] == path) & (table["seed"] == seed)]
-            assert rows["alpha"].tolist() == metrics["alphas"]
-            assert rows["accuracy"].tolist() == [p["accuracy"] for p in metrics[path]]
+    names = {("unmatched", "none"): "unmatched", ("matched", "none"): "matched"}
+    names |= {(path, "repair"): f"{path}_repair" for path, _ in list(names)}
+    assert set(table["path"]) == set(names.values())
+    for split in ("test", "train"):
+        table = tables.paths(finished, split)
+        for seed in range(2):
+            metrics = finished.load(finished.plan.connectivity(seed)).record["metrics"]
+            for path in (p for p in metrics["paths"] if p["split"] == split):
+                name = names[path["path"], path["correction"]]
+                rows = table[(table["path"] == name) & (table["seed"] == seed)]
+                assert rows["alpha"].tolist() == metrics["alphas"]
+                assert rows["accuracy"].tolist() == [p["accuracy"] for p in path["points"]]
+    table = tables.paths(finished)
     middle = tables.midpoints(finished).set_index("path")
     for path, row in middle.iterrows():
         at = table[(table["path"] == path) & (table["alpha"] == 0.5)]["accuracy"]
@@ -188,3 +194,58 @@ def test_overlaps_compare_tickets_with_bs_own(finished):
         row = table[(table["seed"] == seed) & (table["kind"] == "mask")]
         assert row["overlap"].item() == expected
     assert table["overlap"].between(0.3, 0.9).all()
+
+
+def test_a_barrier_is_that_of_its_path(finished):
+    table = tables.barriers(finished)
+    assert len(table) == 2 * 2 * 4  # splits, pairs, paths
+    for row in table.itertuples():
+        path = tables.paths(finished, row.split)
+        at = path[(path["path"] == row.path) & (path["seed"] == row.seed)]
+        line = at["loss"].iloc[0] + at["alpha"] * (at["loss"].iloc[-1] - at["loss"].iloc[0])
+        assert row.loss == pytest.approx((at["loss"] - line).max())
+
+
+def test_the_segments_begin_and_end_in_the_nets_that_their_kind_names(finished):
+    table = tables.segments(finished)
+    # 2 pairs x (4 rounds + 2 rewind epochs) x 2 corrections
+    assert len(table) == 2 * (4 + 2) * 2
+    assert set(table["kind"]) == {"dense-imp", "dense-lth"}
+    assert (table[["loss", "error"]] >= 0).all(axis=None)
+    plan = finished.plan
+    node = plan.segment("dense-lth", 1, 0.5, 1)
+    assert node.parents == (plan.dense("A", 1), plan.sparse("lth", 0.5, 1, 1))
+    points = finished.load(node).record["metrics"]["paths"][0]["points"]
+    for point, end in ((points[0], node.parents[0]), (points[-1], node.parents[1])):
+        expected = finished.load(end).record["metrics"]["test_accuracy"]
+        assert point["accuracy"] == pytest.approx(expected, abs=2e-4)
+
+
+def test_early_matching_is_held_against_the_runs_of_the_grid(finished):
+    table = tables.early_matching(finished)
+    results = finished.results().set_index(["method", "sparsity", "rewind_epoch", "seed"])
+    assert table["method"].value_counts().to_dict() == {"permuted": 4, "naive": 2, "lth": 2}
+    for row in table.itertuples():
+        if row.method == "permuted" and row.match_epoch == 1:
+            assert 0 < row.agreement < 1
+            continue
+        cell = (row.method, row.sparsity, 1, row.seed)
+        assert row.test_accuracy == results.loc[cell, "test_accuracy"]
+        assert row.method != "permuted" or row.agreement == 1
+
+
+def test_the_ensembles_of_every_method_are_summed_up(finished):
+    table = tables.ensembles(finished)
+    assert len(table) == 2 * 5
+    for row in table.itertuples():
+        found = finished.load(finished.plan.diversity(row.method, row.seed)).record["metrics"]
+        assert row.accuracy == pytest.approx(50 * sum(found["accuracies"]))
+        assert row.disagreement == found["pairs"][0]["disagreement"]
+        assert row.n == 2
+
+
+def test_the_bill_counts_what_the_owner_of_b_trains(finished):
+    table = tables.bill(finished)  # 2 epochs, k = 1, IMP of 1 epoch a round, 4 rounds to 50 %
+    assert table["mask"].tolist() == ["A's, naive", *["A's, permuted"] * 2, "B's own, by IMP"]
+    assert table["match_epoch"].tolist()[1:3] == [1, 2]
+    assert table["epochs"].tolist() == [1 + 1, 1 + 1, 2 + 1, 2 + 4 + 1]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made_up_results import SPREAD, made_up
 
-from rebasin_utils import verdicts
+from rebasin_utils import tables, verdicts
 from rebasin_utils.errors import InputError
 
 
@@ -175,3 +175,55 @@ def test_an_unknown_published_table_is_refused_with_the_names_there_are():
         verdicts.published("table3")
     assert str(raised.value).startswith("published table = 'table3': choose one of ")
     assert all(name in str(raised.value) for name in RANGES)
+
+
+# -------------------------------------------------------------------------- the closer looks
+
+
+def numbers(text: str) -> list[float]:
+    """What stands behind the last colon of `…: mean [low, high]`."""
+    return [float(text.rpartition(": ")[2].split(" [")[0])]
+
+
+def test_the_verdicts_on_ensembles_quote_the_paper_and_our_table(finished):
+    table = verdicts.of_ensembles(finished)
+    assert list(table.columns) == verdicts.COLUMNS
+    row = table[table["claim"].str.startswith("permuted runs disagree")].iloc[0]
+    assert row["paper"] == "10.7 against 3.5"
+    mean = 100 * tables.ensembles(finished).groupby("method")["disagreement"].mean()
+    assert row["ours"].startswith(f"{mean['permuted']:.1f} against {mean['lth']:.1f}: ")
+    assert numbers(row["ours"]) == [pytest.approx(mean["permuted"] - mean["lth"], abs=0.006)]
+    gain = table[table["claim"].str.startswith("an ensemble gains")].iloc[0]
+    assert gain["paper"] == "2.4 against 0.3"
+
+
+def test_the_verdict_on_early_matching_is_about_gains_over_naive(finished):
+    table = verdicts.of_early_matching(finished)
+    row = table.iloc[0]
+    at = tables.early_matching(finished)
+    mean = 100 * at.groupby(["method", "match_epoch"], dropna=False)["test_accuracy"].mean()
+    gain = mean["permuted", 1] - mean["naive"].iloc[0]
+    first = row["ours"].partition("t=1: ")[2].split(" [")[0]
+    assert float(first) == pytest.approx(gain, abs=0.006)
+    assert row["paper"] == "nothing at this sparsity"
+    assert row["n"] == 2
+
+
+def test_the_verdicts_on_variances_and_segments_follow_from_their_tables(finished):
+    variances = verdicts.of_variances(finished).set_index("claim")
+    mean = tables.variances(finished).groupby("path")["ratio"].mean()
+    collapse = variances.loc["averaging two nets collapses the variance"]
+    assert numbers(collapse["ours"]) == [pytest.approx(100 * (1 - mean["unmatched"]), abs=0.006)]
+    segments = verdicts.of_segments(finished)
+    assert segments["paper"].iloc[0] == "14.0 → 4.0 pp"
+    at = tables.segments(finished).query("kind == 'dense-imp' and sparsity == 0.5")
+    mean = at.groupby("correction")["error"].mean()
+    assert f"S=50%: {mean['none'] - mean['repair']:+.2f} [" in segments["ours"].iloc[0]
+
+
+def test_the_verdict_on_widths_compares_the_narrowest_with_the_widest(finished):
+    table = verdicts.of_widths([finished, finished], 0.5, 1)
+    claims = ["matched", "matched_repair", "the wider net lacks less"]
+    assert all(c.startswith(s) for c, s in zip(table["claim"], claims, strict=True))
+    assert all(numbers(ours) == [0] for ours in table["ours"])
+    assert "lacks less" not in " ".join(verdicts.of_widths([finished] * 2, 0.7, 1)["claim"])

@@ -1,0 +1,275 @@
+"""Figures of the toy nets: the two-weight landscape with its descents, and matching against width.
+
+The landscape is drawn twice, as contours and as a surface, with the same colours and paths. Loss is
+on a log scale, cut off at `FLOOR`, as in a minimum it is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from rebasin_utils import toy, toy_rewind, toy_widths
+from rebasin_utils.interpolation import barrier
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, lay_out, save
+from rebasin_utils.tables import METHOD_NAMES
+from rebasin_utils.toy import HIGH, LOW, NAMES, Run, Story
+from rebasin_utils.toy_rewind import METHODS, SOLVED
+
+#: The lowest loss that is told apart from zero.
+FLOOR = 0.01
+#: Pale where the loss is low, so that the methods' colours stand out.
+HEIGHTS = [[0, "#FFFFFF"], [0.35, "#EDF1F6"], [0.7, "#BCC7D6"], [1, "#75869E"]]
+TICKS = [0.01, 0.1, 1, 10, 50]
+#: Equal with respect to their ends: a factor that is no finding.
+ALIKE = 2.0
+
+
+def save_all(folder: Path) -> None:
+    """The figures of notebook 01 at its default parameters, as files, with their data."""
+    story = toy.tell(toy.Setup())
+    save(landscape(story), folder, "toy-landscape", story.table())
+    shares = toy_rewind.shares(toy_rewind.survey())
+    save(rewinds(shares), folder, "toy-rewinds", shares)
+    _, paths = toy_widths.compare()
+    save(widths(paths), folder, "toy-widths", paths)
+
+
+def landscape(story: Story) -> go.Figure:
+    """The loss over the plane of the two weights, and the story's five descents through it."""
+    axis, loss = toy.landscape()
+    height = _height(loss)
+    ticks = dict(tickvals=[math.log10(t) for t in TICKS], ticktext=[f"{t:g}" for t in TICKS])
+    figure = go.Figure()
+    lay_out(figure, "weight w₁", "weight w₂")
+    figure.add_contour(
+        x=axis,
+        y=axis,
+        z=height,
+        colorscale=HEIGHTS,
+        contours=dict(start=-2, end=1.75, size=0.25),
+        line=dict(color="#FFFFFF", width=0.7),
+        colorbar=dict(title="loss", x=0.475, thickness=12, **ticks),
+        hoverinfo="skip",
+    )
+    figure.add_surface(
+        x=axis, y=axis, z=height, colorscale=HEIGHTS, showscale=False, hoverinfo="skip"
+    )
+    _line(figure, (LOW, LOW), (HIGH, HIGH), "mirror", "dot")
+    _mask_lines(figure, story)
+    if story.swapped:
+        _mirrored(figure, story.runs["A"])
+    for name, run in story.runs.items():
+        _descent(figure, name, run)
+    figure.update_xaxes(domain=[0, 0.46], range=[LOW, HIGH], showgrid=False)
+    figure.update_yaxes(range=[LOW, HIGH], showgrid=False)
+    figure.update_layout(
+        title_text=_finding(story),
+        width=1080,
+        height=620,
+        legend=dict(orientation="h", x=0, y=-0.14),
+        scene=dict(
+            domain=dict(x=[0.56, 1], y=[0, 1]),
+            xaxis=dict(title="w₁", tickfont_size=11),
+            yaxis=dict(title="w₂", tickfont_size=11),
+            zaxis=dict(title="", tickfont_size=11, **ticks),
+            camera=dict(eye=dict(x=1.05, y=1.05, z=2.2), center=dict(x=0, y=0, z=-0.15)),
+        ),
+        uirevision="keep",  # what the reader turned or zoomed stays so when the figure is redrawn
+    )
+    return figure
+
+
+def _mask_lines(figure: go.Figure, story: Story) -> None:
+    """The line that each mask allows; one line where the two masks are the same."""
+    first, second = story.runs["naive"].mask, story.runs["permuted"].mask
+    masks = {"mask": first, "π(mask)": second}
+    for name, (keeps_w1, _) in (masks if story.swapped else {"mask = π(mask)": first}).items():
+        ends = ((HIGH, 0), (LOW, 0)) if keeps_w1 else ((0, LOW), (0, HIGH))
+        _line(figure, *ends, name, "dash")
+
+
+def _line(
+    figure: go.Figure, start: tuple[float, float], end: tuple[float, float], name: str, dash: str
+) -> None:
+    """A line across the contours, named a little after its start."""
+    share = 0.12 if start[0] == HIGH else 0.03  # names are written to the right
+    inside = [(1 - share) * a + share * b for a, b in zip(start, end, strict=True)]
+    figure.add_scatter(
+        x=[start[0], inside[0], end[0]],
+        y=[start[1], inside[1], end[1]],
+        mode="lines+text",
+        text=["", name, ""],
+        textposition="top right",
+        line=dict(color="#222222", width=1.5, dash=dash),
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _mirrored(figure: go.Figure, run: Run) -> None:
+    """Where A's descent lies once its units are swapped."""
+    figure.add_scatter(
+        x=run.path[:, 1],
+        y=run.path[:, 0],
+        mode="lines+text",
+        text=["π(A)"],
+        textposition="bottom center",
+        line=dict(color=COLOURS["dense"], width=2, dash="dash"),
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _descent(figure: go.Figure, name: str, run: Run) -> None:
+    """From the init to where the mask puts it (dotted), down step by step, and the end marked."""
+    colour, start, end = COLOURS[run.method], run.path[0], run.path[-1]
+    text = f"{NAMES[name]}: loss {_number(run.end)}"
+    figure.add_scatter(
+        x=[run.init[0], start[0]],
+        y=[run.init[1], start[1]],
+        mode="markers+text" if run.method == "dense" else "lines",
+        text=[name] if run.method == "dense" else None,
+        textposition="top right",
+        line=dict(color=colour, width=1.5, dash="dot"),
+        marker=dict(color=colour, size=11),
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=run.path[:, 0],
+        y=run.path[:, 1],
+        mode="lines+markers",
+        line=dict(color=colour, width=3),
+        marker=dict(color=colour, size=5),
+        showlegend=False,
+        text=[f"step {i}: loss {_number(x)}" for i, x in enumerate(run.losses)],
+        hoverinfo="text",
+    )
+    figure.add_scatter(
+        x=[end[0]],
+        y=[end[1]],
+        mode="markers",
+        name=text,
+        marker=dict(color=colour, size=14, symbol=SYMBOLS.get(run.method, "star")),
+        hoverinfo="name",
+    )
+    figure.add_scatter3d(
+        x=run.path[:, 0],
+        y=run.path[:, 1],
+        z=_height(run.losses) + 0.05,
+        mode="lines",
+        line=dict(color=colour, width=7),
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _height(loss: np.ndarray) -> np.ndarray:
+    return np.log10(np.maximum(loss, FLOOR)).astype(np.float32)
+
+
+def _finding(story: Story) -> str:
+    """What this setup shows, by its numbers."""
+    lth, naive, permuted = (story.runs[m].end for m in ("lth", "naive", "permuted"))
+    own = f"A with its own: {_number(lth)}"
+    if not story.swapped:
+        title = f"In one basin, π moves nothing: A's mask takes B to loss {_number(naive)} ({own})"
+    elif naive > ALIKE * permuted:
+        title = (
+            f"A's mask leaves B at loss {_number(naive)}; permuted, it takes B to "
+            f"{_number(permuted)} ({own})"
+        )
+    else:
+        title = (
+            f"No gain from π here: A's mask takes B to loss {_number(naive)}, permuted to "
+            f"{_number(permuted)} ({own})"
+        )
+    dense = " and ".join(_number(story.runs[name].end) for name in "AB")
+    return (
+        f"{title}<br><sup>dense, A and B end at {dense}; pruning takes A to "
+        f"{_number(story.pruned_loss)}; a dot a step; loss: mean squared error, log scale</sup>"
+    )
+
+
+def _number(loss: float) -> str:
+    return f"{loss:.2f}"
+
+
+def rewinds(shares: pd.DataFrame) -> go.Figure:
+    """How many of the pairs a mask works for, against the step that sparse training starts from.
+
+    shares: columns method, rewind_step, pairs, found, as `toy_rewind.shares` gives them.
+    """
+    figure = go.Figure()
+    lay_out(figure, "rewind step k (0 is the init)", "pairs that find the solution, %")
+    share = 100 * shares.set_index(["method", "rewind_step"])["found"]
+    for method in METHODS:
+        figure.add_scatter(
+            x=share[method].index,
+            y=share[method],
+            name=METHOD_NAMES[method],
+            mode="lines+markers",
+            line=dict(color=COLOURS[method], width=3),
+            marker=dict(symbol=SYMBOLS[method], size=11),
+        )
+    latest = shares["rewind_step"].max()
+    naive, permuted = (_went(share[m][0], share[m][latest]) for m in ("naive", "permuted"))
+    figure.update_yaxes(range=[0, 103])
+    figure.update_layout(
+        title=f"From k = 0 to {latest} the permuted mask {permuted}, the naive one {naive}<br><sup>"
+        f"share of {shares['pairs'].max()} random pairs, A and B in different basins, that end "
+        f"below a loss of {SOLVED:g}</sup>"
+    )
+    return figure
+
+
+def _went(first: float, last: float) -> str:
+    verb = "rises" if last > first else "falls" if last < first else "stays"
+    return f"{verb} from {first:.0f} to {last:.0f} %"
+
+
+def widths(paths: pd.DataFrame) -> go.Figure:
+    """Loss on the straight way from A to B, unmatched and matched, with a slider for the width.
+
+    paths: columns width, pair, path, alpha, loss, as `toy_widths.compare` gives them.
+    """
+    figure = go.Figure()
+    lay_out(figure, "α: from A (0) to B (1)", "loss: mean squared error")
+    sizes, titles = sorted(paths["width"].unique()), []
+    for width in sizes:
+        rows, left = paths[paths["width"] == width], {}
+        for kind in ("unmatched", "matched"):
+            name, colour, _ = PATHS[kind]
+            curves = rows[rows["path"] == kind].pivot(index="alpha", columns="pair", values="loss")
+            alphas = list(curves.index)
+            left[kind] = np.mean([barrier(list(curves[pair]), alphas) for pair in curves])
+            for pair in curves:
+                figure.add_scatter(
+                    x=alphas,
+                    y=curves[pair],
+                    mode="lines",
+                    line=dict(color=colour, width=1),
+                    opacity=0.4,
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
+            figure.add_scatter(
+                x=alphas,
+                y=curves.mean(axis=1),
+                mode="lines+markers",
+                name=name,
+                line=dict(color=colour, width=3),
+                marker_size=8,
+            )
+        titles.append(
+            f"{width} hidden units: a barrier of {left['unmatched']:.2g} as trained, "
+            f"{left['matched']:.2g} after matching<br><sup>mean over "
+            f"{rows['pair'].nunique()} pairs (thin lines); the scale follows the width</sup>"
+        )
+    add_slider(figure, [str(width) for width in sizes], titles, len(sizes) - 1, "hidden units: ")
+    return figure
