@@ -237,13 +237,13 @@ def _print_study(settings: Settings) -> None:
 
 def _print_total(stages: list[costs.StageCost]) -> None:
     epochs, left = sum(c.epochs for c in stages), sum(c.epochs_left for c in stages)
-    known = [c.seconds_left for c in stages if c.seconds_left is not None]
+    known = sum(c.seconds_left or 0 for c in stages)
     unknown = [c.stage for c in stages if c.seconds_left is None]
-    beside = f", and what was never run on this device: {', '.join(unknown)}" if unknown else ""
-    typer.echo(
-        f"total: {epochs:,} epochs, {left:,} of them left; one worker needs "
-        f"{_duration(sum(known))}{beside}\n"
-    )
+    needs = f"one worker needs {_duration(known)}"
+    if unknown:
+        needs = needs if known else "the time is unknown"
+        needs += f"; never run on this device: {', '.join(unknown)}"
+    typer.echo(f"total: {epochs:,} epochs, {left:,} of them left; {needs}\n")
 
 
 def _duration(seconds: float | None) -> str:
