@@ -70,12 +70,12 @@ def run(
         if not here:
             scratch = studies[0].store.root / ".cluster"
             client = open_now.enter_context(clusters.connected(where, studies[0].device, scratch))
-        total = sum(lot.cost for lot in lots)
+        total = sum(lot.epochs for lot in lots)
         bar = open_now.enter_context(
             tqdm(total=total, unit=" epochs", disable=quiet, smoothing=0.1)
         )
         if client is not None and not quiet:
-            bar.write(f"dashboard: {client.dashboard_link}")
+            tqdm.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
         tasks = [lot.task(here, device) for lot in lots]
         patience = 120 if isinstance(where, clusters.Local) else math.inf
@@ -132,19 +132,19 @@ class _Lot:
         return f"{first.stage}-{first.digest}"
 
     @property
-    def cost(self) -> int:
-        return sum(max(node.epochs, 1) for node in self.nodes)
+    def epochs(self) -> int:
+        return sum(node.epochs for node in self.nodes)
 
     def task(self, here: bool, device: str | None) -> Task:
         """What computes it, in this process or in another."""
         study = self.study
         if here:
             compute = partial(_compute, study, self.nodes)
-            return Task(self.name, compute, (), self.after, self.cost)
+            return Task(self.name, compute, (), self.after, self.epochs)
         settings = study.settings.model_dump_json()
         digests = tuple(node.key.digest for node in self.nodes)
         where = (settings, study.store.root, device or study.device.type)  # its GPU is the first
-        return Task(self.name, _compute_there, (*where, digests), self.after, self.cost)
+        return Task(self.name, _compute_there, (*where, digests), self.after, self.epochs)
 
 
 def _lots(studies: Sequence[Study], stages: Sequence[str]) -> list[_Lot]:
@@ -237,12 +237,12 @@ class _Display:
     """Moves the progress bar along with what happens; a task that starts again counts once."""
 
     def __init__(self, lots: Sequence[_Lot], bar: tqdm):
-        self._left = {lot.name: lot.cost for lot in lots}
+        self._left = {lot.name: lot.epochs for lot in lots}
         self._bar = bar
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Noticed):
-            self._bar.write(event.sentence)
+            tqdm.write(event.sentence)
             return
         left = self._left[event.task]
         done = min(event.done, left) if isinstance(event, Reported) else left
