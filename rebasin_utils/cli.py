@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from enum import StrEnum
@@ -12,10 +11,24 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from rebasin_utils import gallery, notebooks, presets, runner, tables, verdicts
-from rebasin_utils.errors import InputError
+from rebasin_utils import (
+    batch,
+    cli_notebooks,
+    cli_store,
+    costs,
+    gallery,
+    notebooks,
+    presets,
+    runner,
+    tables,
+    verdicts,
+)
+from rebasin_utils.cli_options import Cluster, StorePath, parsed, place, print_columns
+from rebasin_utils.devices import device_name, torch_device
+from rebasin_utils.errors import InputError, RunError
 from rebasin_utils.paths import default_store, project_root
-from rebasin_utils.store import replace_synced
+from rebasin_utils.settings import Settings
+from rebasin_utils.store import Store, replace_synced
 from rebasin_utils.study import Study
 
 app = typer.Typer(
@@ -26,8 +39,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-notebook_app = typer.Typer(help="The ordered notebooks.", no_args_is_help=True)
-app.add_typer(notebook_app, name="notebooks", rich_help_panel=None)
+app.add_typer(cli_notebooks.app, name="notebooks", rich_help_panel=None)
+app.add_typer(cli_store.app, name="store", rich_help_panel=None)
 
 
 class Format(StrEnum):
@@ -37,9 +50,6 @@ class Format(StrEnum):
 
 
 Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")]
-StorePath = Annotated[
-    Path | None, typer.Option(help="Folder of the results. [default: $REBASIN_STORE or runs/store]")
-]
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
 ]
@@ -63,6 +73,7 @@ def list_presets() -> None:
 def run(
     preset: Preset = "pocket",
     workers: Workers = None,
+    cluster: Cluster = "local",
     store: StorePath = None,
     device: Device = "auto",
     set: Set = None,
@@ -71,9 +82,62 @@ def run(
     """Compute what the store lacks of a study, and write its table."""
     studies = _studies(preset, store, device, set)
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers, quiet=quiet)
+    made = runner.run(studies, workers=workers, quiet=quiet, cluster=place(cluster))
     table = _write_results(studies, preset)
     typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
+
+
+@app.command()
+def plan(
+    preset: Preset = "pocket", store: StorePath = None, device: Device = "auto", set: Set = None
+) -> None:
+    """Print what a study costs, without running it: artifacts, epochs, estimated time."""
+    for settings, stages in _costs(preset, store, device, set):
+        rows = [
+            (
+                c.stage,
+                f"{c.artifacts:,}",
+                f"{c.epochs:,}",
+                f"{c.epochs_left:,}",
+                _duration(c.seconds_left),
+            )
+            for c in stages
+        ]
+        _print_study(settings)
+        head = ["stage", "artifacts", "epochs", "epochs left", "time left"]
+        print_columns(pd.DataFrame(rows, columns=head))
+        _print_total(stages)
+
+
+@app.command()
+def status(
+    preset: Preset = "pocket", store: StorePath = None, device: Device = "auto", set: Set = None
+) -> None:
+    """Print what of a study is done, running, failed, missing; what it took and what remains.
+
+    Only looks at the store; a study that is running is not disturbed.
+    """
+    for settings, stages in _costs(preset, store, device, set):
+        rows = [
+            (
+                c.stage,
+                c.done,
+                c.running,
+                c.failed,
+                c.missing,
+                _duration(c.seconds),
+                f"{c.epochs_left:,}",
+                _duration(c.seconds_left),
+            )
+            for c in stages
+        ]
+        _print_study(settings)
+        states = ["done", "running", "failed", "missing"]
+        head = ["stage", *states, "took", "epochs left", "time left"]
+        print_columns(pd.DataFrame(rows, columns=head))
+        _print_total(stages)
+        for line in costs.failures(settings, _looked_at(store)):
+            typer.echo(f"failed: {line}")
 
 
 @app.command()
@@ -103,6 +167,7 @@ def verdict(preset: Preset = "pocket", store: StorePath = None, set: Set = None)
 def study(
     preset: Preset = "pocket",
     workers: Workers = None,
+    cluster: Cluster = "local",
     store: StorePath = None,
     device: Device = "auto",
     folder: Annotated[
@@ -116,66 +181,33 @@ def study(
     studies = _studies(preset, store, device, None)
     folder = folder or project_root() / "runs" / preset
     begin = time.monotonic()
-    made = runner.run(studies, workers=workers)
+    made = runner.run(studies, workers=workers, cluster=place(cluster))
     typer.echo(f"study: {made} artifacts computed in {time.monotonic() - begin:.0f} s")
     table = _write_results(studies, preset, folder)
     begin = time.monotonic()
     values = {"preset": preset, "store": str(studies[0].store.root), "device": device}
-    pages = notebooks.run_all(notebooks.find([]), values, folder)
-    typer.echo(f"notebooks: {len(pages)} executed in {time.monotonic() - begin:.0f} s")
+    done = batch.run_batch(batch.executions(notebooks.find([]), values), folder)
+    batch.refuse_failures(done, folder)
+    executed = (done["state"] == "executed").sum()
+    typer.echo(f"notebooks: {executed} executed in {time.monotonic() - begin:.0f} s")
     gallery.draw_all(studies, figures_folder or project_root() / "figures")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
 
 
-@notebook_app.command("list")
-def list_notebooks() -> None:
-    """List the notebooks, their questions and their parameters."""
-    for notebook in notebooks.all_notebooks():
-        typer.echo(f"{notebook.name}: {notebook.question}")
-        for name, default in notebook.parameters.items():
-            typer.echo(f"    {name} = {default!r}")
-
-
-@notebook_app.command("run")
-def run_notebooks(
-    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="e.g. -p preset=smoke", metavar="NAME=VALUE"),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="For the executed copies. [default: runs/notebooks]")
-    ] = None,
-) -> None:
-    """Execute notebooks with papermill and export each as a page."""
-    chosen = notebooks.find(names or [])
-    values = _assignments(parameters)
-    for name, value in values.items():
-        if not any(name in notebook.parameters for notebook in chosen):
-            notebooks.check_parameters(chosen[0], {name: value})
-    folder = folder or project_root() / "runs" / "notebooks"
-    for page in notebooks.run_all(chosen, values, folder):
-        typer.echo(page)
-
-
-@notebook_app.command("refresh")
-def refresh_notebooks(
-    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
-) -> None:
-    """Execute notebooks with their own parameters and keep the outputs in the files."""
-    for notebook in notebooks.find(names or []):
-        notebooks.refresh(notebook)
-        typer.echo(notebook.path)
-
-
 def main() -> None:
-    """Entry point: the user's mistakes are one sentence and exit code 2."""
+    """Entry point: whatever goes wrong is one sentence; the user's own mistakes are exit code 2."""
     try:
         app()
     except InputError as error:
-        typer.echo(f"rebasin: {error}", err=True)
-        raise SystemExit(2) from None
+        _stop(str(error), 2)
+    except (RunError, OSError) as error:
+        _stop(str(error), 1)
+
+
+def _stop(sentence: str, code: int) -> None:
+    typer.echo(f"rebasin: {' '.join(sentence.split())}", err=True)
+    raise SystemExit(code) from None
 
 
 def _studies(
@@ -186,6 +218,43 @@ def _studies(
     return [Study(settings, store or default_store(), device) for settings in chosen]
 
 
+def _looked_at(store: Path | None) -> Store:
+    return Store(store or default_store(), read_only=True)
+
+
+def _costs(
+    preset: str, store: Path | None, device: str, changes: list[str] | None
+) -> list[tuple[Settings, list[costs.StageCost]]]:
+    values, name = _assignments(changes), device_name(torch_device(device))
+    chosen = [settings.with_values(**values) for settings in presets.preset(preset)]
+    return [(s, costs.of_study(s, _looked_at(store), name)) for s in chosen]
+
+
+def _print_study(settings: Settings) -> None:
+    s = settings
+    typer.echo(f"{s.name}: {s.model}×{s.width} on {s.dataset}, {s.seeds} pairs")
+
+
+def _print_total(stages: list[costs.StageCost]) -> None:
+    epochs, left = sum(c.epochs for c in stages), sum(c.epochs_left for c in stages)
+    known = sum(c.seconds_left or 0 for c in stages)
+    unknown = [c.stage for c in stages if c.seconds_left is None]
+    needs = f"one worker needs {_duration(known)}"
+    if unknown:
+        needs = needs if known else "the time is unknown"
+        needs += f"; never run on this device: {', '.join(unknown)}"
+    typer.echo(f"total: {epochs:,} epochs, {left:,} of them left; {needs}\n")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _assignments(texts: list[str] | None) -> dict[str, Any]:
     """`name=value` texts as a dict; values are JSON where they can be, else strings."""
     values = {}
@@ -193,10 +262,7 @@ def _assignments(texts: list[str] | None) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"{text!r}: write it as name=value")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError:
-            values[name] = value
+        values[name] = parsed(value)
     return values
 
 
@@ -223,3 +289,7 @@ def _print_verdicts(studies: list[Study]) -> None:
             for row in verdicts.of_sparse_runs(table, sparsity).itertuples():
                 typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
                 typer.echo(f"    ours (n = {row.n}): {row.ours}")
+
+
+if __name__ == "__main__":
+    main()

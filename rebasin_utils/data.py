@@ -209,6 +209,12 @@ def _read_torchvision(name: str, split: str):
                 f"({type(error).__name__}); {source.get}, or set REBASIN_DATA to the folder that "
                 "holds it"
             ) from error
+    except Exception as error:
+        raise InputError(
+            f"dataset = {name!r}: the files in {root / source.folder} cannot be read "
+            f"({type(error).__name__}); remove them and {source.get}, or set REBASIN_DATA to the "
+            "folder that holds it"
+        ) from error
     return data.data, getattr(data, "targets", None) if name != "svhn" else data.labels
 
 

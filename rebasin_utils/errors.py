@@ -1,5 +1,13 @@
-"""The one exception that is the user's to mend."""
+"""The exceptions that a user reads: one sentence each, no traceback on the command line."""
 
 
 class InputError(ValueError):
     """Bad input, said in one sentence: the field, its value, and what is allowed."""
+
+
+class StoreError(InputError):
+    """The store cannot be written, so that going on would lose what is computed."""
+
+
+class RunError(RuntimeError):
+    """A part of a run failed through no fault of the input; the sentence says where to look."""

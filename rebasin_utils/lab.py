@@ -17,13 +17,19 @@ from rebasin_utils.study import Study
 
 
 def open_studies(
-    preset: str, *, seeds: int | None = None, store: str = "", device: str = "auto"
+    preset: str,
+    *,
+    seeds: int | None = None,
+    width: int | None = None,
+    store: str = "",
+    device: str = "auto",
 ) -> list[Study]:
     """The studies of a preset, from a notebook's parameters.
 
     Args:
         preset: a name that `rebasin presets` lists.
         seeds: number of A–B pairs, if not the preset's.
+        width: width multiplier of the nets, if not the preset's.
         store: folder of the results; empty is `REBASIN_STORE` or `runs/store` in the project.
         device: auto, cpu, cuda, …
 
@@ -33,7 +39,8 @@ def open_studies(
     for name, value, kind in (("preset", preset, str), ("store", store, str)):
         if not isinstance(value, kind):
             raise InputError(f"{name} = {value!r}: must be a {kind.__name__}")
-    changes = {} if seeds is None else {"seeds": seeds}
+    asked = {"seeds": seeds, "width": width}
+    changes = {name: value for name, value in asked.items() if value is not None}
     root = Path(store) if store else default_store()
     return [Study(settings.with_values(**changes), root, device) for settings in studies_of(preset)]
 

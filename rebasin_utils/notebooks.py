@@ -1,33 +1,35 @@
-"""The ordered notebooks: found, checked against their parameters, run, and exported as pages."""
+"""The ordered notebooks: found, checked against their parameters, refreshed, exported as pages."""
 
 from __future__ import annotations
 
 import ast
-import html
 import re
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import nbformat
-import papermill
 import plotly.io
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
-from plotly.offline import get_plotlyjs
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from rebasin_utils import presets
 from rebasin_utils.errors import InputError
 from rebasin_utils.paths import project_root
+from rebasin_utils.settings import Settings, Sparsity
 from rebasin_utils.store import replace_synced
 
 #: The annotations that a notebook's parameters may have.
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "int | None": int | None}
+
+#: What a parameter that is called like a setting may be.
+RANGES = {
+    name: Annotated[(field.annotation, *field.metadata, None)]
+    for name, field in Settings.model_fields.items()
+} | {"sparsity": Sparsity}
 
 #: A link from one notebook to another, in markdown.
 LINK = re.compile(r"\]\((\d\d-[\w-]+)\.ipynb\)")
@@ -74,7 +76,9 @@ def find(names: Sequence[str]) -> list[Notebook]:
 
 
 def check_parameters(notebook: Notebook, values: Mapping[str, Any]) -> None:
-    """Refuse a parameter that the notebook lacks, or a value of another type than its default.
+    """Refuse a parameter that the notebook lacks, or a value of another type than its default's.
+
+    A parameter that is called like a setting must be in the setting's range.
 
     papermill itself passes misspelt names and the string "true" without a word.
     """
@@ -93,62 +97,19 @@ def check_parameters(notebook: Notebook, values: Mapping[str, Any]) -> None:
                 f"{name} = {value!r}: {notebook.name} expects {expected}, as in "
                 f"{notebook.parameters[name]!r}"
             ) from None
+        _check_range(name, value)
 
 
-def run_all(
-    notebooks: Sequence[Notebook],
-    values: Mapping[str, Any],
-    folder: Path,
-    workers: int = 2,
-) -> list[Path]:
-    """Execute notebooks with papermill, `workers` at a time, and export each as a page.
-
-    Args:
-        values: parameters; each notebook gets those that it has. Checked before anything starts.
-        folder: gets `<name>.ipynb`, `<name>.html`, `plotly.min.js` and `index.html`.
-
-    Returns:
-        The pages.
-
-    Raises:
-        InputError: when a notebook fails; its page and executed copy are there to look at.
-    """
-    for notebook in notebooks:
-        check_parameters(notebook, {k: v for k, v in values.items() if k in notebook.parameters})
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
-    with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(lambda n: _run(n, values, folder), notebooks))
-    _write_index(notebooks, outcomes, folder)
-    failed = [(n, error) for n, (_, error) in zip(notebooks, outcomes, strict=True) if error]
-    if failed:
-        notebook, error = failed[0]
-        raise InputError(f"{notebook.name} failed: {error}; see {folder / notebook.name}.html")
-    return [folder / f"{notebook.name}.html" for notebook in notebooks]
-
-
-def _run(notebook: Notebook, values: Mapping[str, Any], folder: Path) -> tuple[float, str]:
-    """Execute one notebook; returns its seconds and what went wrong, if anything."""
-    begin = time.monotonic()
-    executed = folder / f"{notebook.name}.ipynb"
-    error = ""
+def _check_range(name: str, value: Any) -> None:
+    if name == "preset":
+        presets.preset(value)
+    if name not in RANGES or value is None:
+        return
     try:
-        papermill.execute_notebook(
-            notebook.path,
-            executed,
-            {k: v for k, v in values.items() if k in notebook.parameters},
-            cwd=notebook.path.parent,
-            kernel_name="python3",
-            progress_bar=False,
-        )
-    except PapermillExecutionError as raised:
-        error = f"{raised.ename}: {raised.evalue}"
-    content = nbformat.read(executed, as_version=4)
-    content.metadata.pop("widgets", None)  # megabytes, and dead without the kernel
-    replace_synced(executed, nbformat.writes(content).encode() + b"\n")
-    page = export_html(content, notebook.question)
-    replace_synced(executed.with_suffix(".html"), page.encode())
-    return time.monotonic() - begin, error
+        TypeAdapter(RANGES[name]).validate_python(value)
+    except ValidationError as error:
+        allowed = error.errors()[0]["msg"].replace("Input should be", "must be")
+        raise InputError(f"{name} = {value!r}: {allowed}") from None
 
 
 def refresh(notebook: Notebook) -> None:
@@ -190,22 +151,6 @@ def export_html(notebook: NotebookNode, title: str) -> str:
 def _figure_html(figure: dict) -> str:
     plain = {"data": figure["data"], "layout": figure["layout"]}
     return plotly.io.to_html(plain, include_plotlyjs=False, full_html=False, validate=False)
-
-
-def _write_index(
-    notebooks: Sequence[Notebook], outcomes: Sequence[tuple[float, str]], folder: Path
-) -> None:
-    rows = "\n".join(
-        f'<tr><td><a href="{n.name}.html">{n.name}</a></td><td>{html.escape(n.question)}</td>'
-        f"<td>{seconds:.0f} s</td><td>{html.escape(error) or 'ok'}</td></tr>"
-        for n, (seconds, error) in zip(notebooks, outcomes, strict=True)
-    )
-    page = (
-        "<!doctype html><meta charset=utf-8><title>rebasin</title><style>body{font:16px/1.5 "
-        "sans-serif;max-width:60em;margin:3em auto}td{padding:.3em 1em .3em 0}</style>"
-        f"<h1>rebasin: the notebooks as executed</h1><table>\n{rows}\n</table>\n"
-    )
-    replace_synced(folder / "index.html", page.encode())
 
 
 def _read(path: Path) -> Notebook:

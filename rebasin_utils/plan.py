@@ -48,8 +48,9 @@ SEGMENTS = ("dense-imp", "dense-lth")
 class Node:
     """One artifact of a study. Fields that do not apply to its stage are None.
 
-    epochs: what it costs to make, beyond its parents. variant: "" in the grid; else what a sparse
-    run or a matching does otherwise. order: which shuffling of the data a sparse run takes.
+    epochs: what it costs to make, beyond its parents. made_by: the run that stores this one on its
+    way, and after which it costs nothing. variant: "" in the grid; else what a sparse run or a
+    matching does otherwise. order: which shuffling of the data a sparse run takes.
     """
 
     key: Key
@@ -61,6 +62,7 @@ class Node:
     method: SparseMethod | None = None
     sparsity: float | None = None
     rewind_epoch: int | None = None
+    made_by: Node | None = None
     variant: str = ""
     order: int = 0
 
@@ -96,7 +98,8 @@ class Plan:
         """
         depends_on = self._dense_run(role, seed) | {"after": epoch}
         key = self._key("rewind", f"{role}-epoch{epoch}-seed{seed}", depends_on)
-        return Node(key, seed, role=role, rewind_epoch=epoch)
+        made_by = self.dense(role, seed)
+        return Node(key, seed, role=role, rewind_epoch=epoch, made_by=made_by)
 
     def _dense_run(self, role: str, seed: int) -> dict:
         s = self.settings

@@ -1,25 +1,29 @@
-"""Run studies: every missing artifact, in this process or in several.
+"""Run studies: every missing artifact, in this process, in several, or on a cluster.
 
-Stage after stage, the missing artifacts are dealt in lots to worker processes; they share the
-store, so nothing but names and counts travels between them. The lots and the arithmetic do not
-depend on the number of workers, and neither do the results.
+The plan's lots become tasks; a lot is computed as soon as those that hold its parents are. The
+workers share the store, so nothing but names and counts travels between them. The lots and the
+arithmetic do not depend on who computes them, and neither do the results.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from functools import lru_cache
+import traceback
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
+import torch
+from tqdm.auto import tqdm
 
+from rebasin_utils import cluster as clusters
+from rebasin_utils.dag import Event, Noticed, Outcome, Report, Reported, Task, execute
 from rebasin_utils.errors import InputError
 from rebasin_utils.plan import STAGES, Node
-from rebasin_utils.progress import Progress
 from rebasin_utils.settings import Settings
 from rebasin_utils.stacking import stackable
 from rebasin_utils.store import Store
@@ -31,37 +35,52 @@ def run(
     stages: Sequence[str] = STAGES,
     workers: int | None = None,
     quiet: bool = False,
+    cluster: str | Path | None = "local",
 ) -> int:
     """Compute what the store lacks of these studies, and return how many artifacts that were.
 
     Args:
-        stages: only these, in their order; what they depend on is computed with them.
-        workers: processes; None is one per CPU core, or one in all where a GPU is used. One worker
-            is this process itself.
+        stages: only these; what they depend on is computed with them.
+        workers: local processes; None is `REBASIN_WORKERS`, or one per CPU core, or one per GPU
+            where one is used. One worker is this process itself.
         quiet: no progress bar.
+        cluster: "local", a YAML file that describes a cluster (`cluster.Local`, `cluster.Slurm`),
+            the address of a running Dask scheduler, or None for this process. Remote workers need
+            this package and the store's folder at its path.
 
     Raises:
-        InputError: when `workers` is not positive or a stage is unknown.
+        InputError: when an argument is not allowed, or a net that is needed diverged.
+        StoreError: when the store cannot be written any more.
+        RunError: when something else failed; whatever did not depend on it is computed first.
     """
     studies = [studies] if isinstance(studies, Study) else list(studies)
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise InputError(f"stage = {unknown[0]!r}: choose from {', '.join(STAGES)}")
-    if workers is None:
-        on_gpu = any(study.device.type == "cuda" for study in studies)
-        workers = 1 if on_gpu else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise InputError(f"workers = {workers}: must be at least 1")
-    missing = [(study, node) for study in studies for node in study.missing(stages)]
-    if not missing:
+    where = _place(cluster, workers, studies)
+    missing = [node for study in studies for node in study.missing(stages)]
+    lots = _lots(studies, stages)
+    if not lots:
         return 0
-    epochs = sum(node.epochs for _, node in missing)
-    images = sum(node.epochs * len(study.train_images) for study, node in missing)
-    with Progress(_runs([node for _, node in missing]), epochs, images, quiet) as bar:
-        if workers == 1:
-            _run_here(studies, stages, bar)
-        else:
-            _run_in_processes(studies, stages, workers, bar)
+    if isinstance(where, clusters.Local):
+        where = where.model_copy(update={"workers": min(where.workers, len(lots))})
+    here = where is None or where == clusters.Local(workers=1)
+    with ExitStack() as open_now:
+        client = None
+        if not here:
+            scratch = studies[0].store.root / ".cluster"
+            client = open_now.enter_context(clusters.connected(where, studies[0].device, scratch))
+        total = sum(lot.epochs for lot in lots)
+        bar = open_now.enter_context(
+            tqdm(total=total, unit=" epochs", disable=quiet, smoothing=0.1)
+        )
+        if client is not None and not quiet:
+            tqdm.write(f"dashboard: {client.dashboard_link}")
+        device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
+        tasks = [lot.task(here, device) for lot in lots]
+        patience = 120 if isinstance(where, clusters.Local) else math.inf
+        outcomes = execute(tasks, client, _Display(lots, bar), patience)
+    _complain(lots, outcomes)
     return len(missing)
 
 
@@ -70,67 +89,186 @@ def results(studies: Sequence[Study]) -> pd.DataFrame:
     return pd.concat([study.results() for study in studies], ignore_index=True)
 
 
-def _lots(study: Study, stage: str) -> list[list[Node]]:
-    """The stage's lots without what the store has, the costly ones first."""
-    lots = study.plan.tasks(stage, stackable(study.model))
-    lacking = [[node for node in lot if node.key not in study.store] for lot in lots]
-    return sorted(filter(None, lacking), key=lambda lot: -sum(node.epochs for node in lot))
+def default_workers(device: torch.device) -> int:
+    """`REBASIN_WORKERS`, else one process per core, or per GPU where `device` is one."""
+    text = os.environ.get("REBASIN_WORKERS")
+    if text is not None:
+        if not text.isdecimal():
+            raise InputError(f"REBASIN_WORKERS = {text!r}: must be a whole number")
+        return int(text)
+    if device.type == "cuda":
+        return torch.cuda.device_count() if device.index is None else 1
+    return len(os.sched_getaffinity(0))
 
 
-def _run_here(studies: Sequence[Study], stages: Sequence[str], bar: Progress) -> None:
-    for stage in stages:
-        bar.stage(stage)
-        for study in studies:
-            for lot in _lots(study, stage):
-                study.compute(lot, progress=bar.update)
-                bar.update(0, _runs(lot))
+def _place(
+    cluster: str | Path | None, workers: int | None, studies: Sequence[Study]
+) -> clusters.Local | clusters.Slurm | str | None:
+    """Where to compute; None is here."""
+    if cluster == "local":
+        workers = default_workers(studies[0].device) if workers is None else workers
+        if not 1 <= workers <= 1024:
+            raise InputError(f"workers = {workers}: must be at least 1, and at most 1024")
+        return clusters.Local(workers=workers)
+    if workers is not None:
+        raise InputError(f"workers = {workers}: only goes with cluster = 'local'")
+    return None if cluster is None else clusters.find(cluster)
 
 
-def _run_in_processes(
-    studies: Sequence[Study], stages: Sequence[str], workers: int, bar: Progress
+# ------------------------------------------------------------------------ lots
+
+
+@dataclass(frozen=True)
+class _Lot:
+    """Nodes that one task computes. after: the names of the lots that hold what they need."""
+
+    study: Study
+    nodes: tuple[Node, ...]
+    after: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        first = self.nodes[0].key
+        return f"{first.stage}-{first.digest}"
+
+    @property
+    def epochs(self) -> int:
+        return sum(node.epochs for node in self.nodes)
+
+    def task(self, here: bool, device: str | None) -> Task:
+        """What computes it, in this process or in another."""
+        study = self.study
+        if here:
+            compute = partial(_compute, study, self.nodes)
+            return Task(self.name, compute, (), self.after, self.epochs)
+        settings = study.settings.model_dump_json()
+        digests = tuple(node.key.digest for node in self.nodes)
+        where = (settings, study.store.root, device or study.device.type)  # its GPU is the first
+        return Task(self.name, _compute_there, (*where, digests), self.after, self.epochs)
+
+
+def _lots(studies: Sequence[Study], stages: Sequence[str]) -> list[_Lot]:
+    """The plans' lots without what the stores have, and with what they depend on.
+
+    A node that two studies share is in the first one's lot.
+    """
+    lots: list[_Lot] = []
+    lot_of: dict[tuple[Path, str], int] = {}
+    for study in studies:
+        wanted = _with_missing_parents(study, study.missing(stages))
+        together = stackable(study.model)
+        for stage in STAGES:
+            for lot in study.plan.tasks(stage, together):
+                mine = [(study.store.root, node.key.digest) for node in lot]
+                nodes = tuple(
+                    node
+                    for node, place in zip(lot, mine, strict=True)
+                    if node.key.digest in wanted and place not in lot_of
+                )
+                if nodes:
+                    lot_of |= dict.fromkeys(
+                        ((study.store.root, node.key.digest) for node in nodes), len(lots)
+                    )
+                    lots.append(_Lot(study, nodes))
+    return [_Lot(lot.study, lot.nodes, _after(i, lots, lot_of)) for i, lot in enumerate(lots)]
+
+
+def _after(number: int, lots: Sequence[_Lot], lot_of: dict[tuple[Path, str], int]) -> tuple:
+    lot = lots[number]
+    needed = {
+        lot_of.get((lot.study.store.root, before.key.digest), number)
+        for node in lot.nodes
+        for before in _before(node)
+    }
+    return tuple(lots[i].name for i in sorted(needed - {number}))
+
+
+def _before(node: Node) -> Iterable[Node]:
+    return node.parents if node.made_by is None else (*node.parents, node.made_by)
+
+
+def _with_missing_parents(study: Study, nodes: Iterable[Node]) -> set[str]:
+    """The digests of these nodes and of all that must be computed before them."""
+    wanted: set[str] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node.key.digest not in wanted:
+            wanted.add(node.key.digest)
+            left += [parent for parent in node.parents if parent.key not in study.store]
+    return wanted
+
+
+# ------------------------------------------------------------------------ computing
+
+
+def _compute(study: Study, nodes: Sequence[Node], report: Report) -> None:
+    """Make one lot; what went wrong is noted in the store."""
+    try:
+        study.compute(nodes, report)
+    except Exception as error:
+        why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        for node in nodes:
+            if node.key not in study.store:
+                study.store.put_failure(node.key, why, traceback.format_exc())
+        raise
+
+
+def _compute_there(
+    settings: str, root: Path, device: str, digests: Sequence[str], report: Report
 ) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent) as pool:
-        for stage in stages:
-            bar.stage(stage)
-            futures = {f: runs for study in studies for f, runs in _submit(pool, study, stage)}
-            try:
-                for future in as_completed(futures):
-                    bar.update(future.result(), futures[future])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _submit(pool: Executor, study: Study, stage: str) -> list[tuple[Future, int]]:
-    """The stage's lots as futures, each with its number of runs."""
-    where = (study.settings, study.store.root, str(study.device))
-    return [(pool.submit(_compute, *where, lot), _runs(lot)) for lot in _lots(study, stage)]
-
-
-def _runs(nodes: Sequence[Node]) -> int:
-    """How many of them are trained."""
-    return sum(node.epochs > 0 for node in nodes)
-
-
-def _end_with_parent() -> None:
-    """In a worker: stop when the process that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _compute(settings: Settings, root: Path, device: str, lot: list[Node]) -> int:
-    """In a worker: make one lot; returns its epochs, for the progress bar."""
-    _study(settings.model_dump_json(), root, device).compute(lot)
-    return sum(node.epochs for node in lot)
+    """In a worker: the same, from names."""
+    study, nodes = _known(settings, root, device)
+    _compute(study, [nodes[digest] for digest in digests], report)
 
 
 @lru_cache(maxsize=2)
-def _study(settings: str, root: Path, device: str) -> Study:
+def _known(settings: str, root: Path, device: str) -> tuple[Study, dict[str, Node]]:
     """A worker keeps the studies that it works on, with their data."""
-    return Study(Settings.model_validate_json(settings), Store(root), device)
+    study = Study(Settings.model_validate_json(settings), Store(root), device)
+    nodes = (node for stage in STAGES for node in study.plan.nodes(stage))
+    return study, {node.key.digest: node for node in nodes}
+
+
+# ------------------------------------------------------------------------ telling
+
+
+class _Display:
+    """Moves the progress bar along with what happens; a task that starts again counts once."""
+
+    def __init__(self, lots: Sequence[_Lot], bar: tqdm):
+        self._left = {lot.name: lot.epochs for lot in lots}
+        self._bar = bar
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Noticed):
+            tqdm.write(event.sentence)
+            return
+        left = self._left[event.task]
+        done = min(event.done, left) if isinstance(event, Reported) else left
+        self._left[event.task] = left - done
+        self._bar.set_description(event.task.partition("-")[0], refresh=False)
+        self._bar.update(done)
+
+
+def _complain(lots: Sequence[_Lot], outcomes: Sequence[Outcome]) -> None:
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if not failed:
+        return
+    for outcome in failed:
+        if not outcome.traceback:  # nobody was left to note it
+            _note(next(lot for lot in lots if lot.name == outcome.task), outcome.why)
+    first = next((o for o in failed if o.kind is InputError), failed[0])
+    skipped = sum(outcome.state == "skipped" for outcome in outcomes)
+    store = next(lot for lot in lots if lot.name == first.task).study.store
+    where = "" if first.kind is InputError else f" (details: {store.root / '.failed'})"
+    raise first.kind(
+        f"{first.task.partition('-')[0]}: {first.why}{where}; {len(failed)} of {len(lots)} tasks "
+        f"failed, {skipped} that need them were not begun, everything else is stored"
+    )
+
+
+def _note(lot: _Lot, why: str) -> None:
+    for node in lot.nodes:
+        if node.key not in lot.study.store:
+            lot.study.store.put_failure(node.key, why)

@@ -15,10 +15,13 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +30,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody can be seen at work there
+    fcntl = None
 
 T = TypeVar("T")
 
@@ -73,12 +81,17 @@ class Artifact:
 class Store:
     """A folder of artifacts, shared by processes.
 
+    Args:
+        read_only: only look at it; the folder need be neither there nor writable.
+
     Raises:
         InputError: at once, when the folder cannot be made or written.
     """
 
-    def __init__(self, root: Path | str):
+    def __init__(self, root: Path | str, read_only: bool = False):
         self.root = Path(root).expanduser().absolute()
+        if read_only:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -95,6 +108,21 @@ class Store:
     def record(self, key: Key) -> dict | None:
         """The record alone; None when it is absent or damaged (then the artifact is set aside)."""
         return self._checked(key, _read_record)
+
+    def peek(self, key: Key) -> dict | None:
+        """The record alone, touching nothing; None when it is absent or damaged."""
+        try:
+            return _read_record(self.root / key.path)
+        except _Damaged:
+            return None
+
+    def why_damaged(self, path: str) -> str | None:
+        """What is wrong with the artifact in the folder `path`, touching nothing; None if sound."""
+        try:
+            _read_artifact(self.root / path)
+        except _Damaged as damaged:
+            return str(damaged)
+        return None
 
     def get(self, key: Key) -> Artifact | None:
         """The artifact, or None when it is absent or damaged (then it is set aside)."""
@@ -130,6 +158,7 @@ class Store:
             if self.record(key) is None:  # sets aside what is damaged, so that the place is free
                 _rename_unless_there(temporary, target)
             _sync_folder(target.parent)
+            self._failure(key).unlink(missing_ok=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -138,6 +167,61 @@ class Store:
         folder = self.root / ".locks"
         folder.mkdir(exist_ok=True)
         return FileLock(folder / f"{name}.lock")
+
+    def is_locked(self, name: str) -> bool:
+        """Whether somebody on this machine holds that lock. Waits for nobody."""
+        try:
+            handle = os.open(self.root / ".locks" / f"{name}.lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl and fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def at_work(self) -> list[str]:
+        """The names of all locks that are held on this machine."""
+        names = (path.stem for path in (self.root / ".locks").glob("*.lock"))
+        return sorted(name for name in names if self.is_locked(name))
+
+    def put_failure(self, key: Key, why: str, traceback: str = "") -> None:
+        """Note why `key` could not be computed, until it is. A full disk loses the note only."""
+        note = {
+            "artifact": key.path,
+            "why": why,
+            "traceback": traceback,
+            "host": socket.gethostname(),
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with suppress(OSError):
+            self._failure(key).parent.mkdir(exist_ok=True)
+            replace_synced(self._failure(key), json.dumps(note, indent=1).encode())
+
+    def failure(self, key: Key) -> dict | None:
+        """The note of `put_failure`, if there is one."""
+        try:
+            return json.loads(self._failure(key).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def _failure(self, key: Key) -> Path:
+        return self.root / ".failed" / f"{key.stage}-{key.digest}.json"
+
+    @contextmanager
+    def troubles_in_a_sentence(self) -> Iterator[None]:
+        """A disk that is full or cannot be written becomes a `StoreError`."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise
+            raise StoreError(
+                f"store = {self.root}: cannot be written ({error.strerror}); all that was finished "
+                "is kept: make room, or permit writing, and run again"
+            ) from error
 
     def checkpoint(self, key: Key) -> Path:
         """Where the run that will become `key` keeps its progress until it is done."""

@@ -128,6 +128,7 @@ class Study:
                 if parent.key.digest not in inside:
                     self.load(parent)  # now, so that no lock is held while it is waited for
         with ExitStack() as held:
+            held.enter_context(self.store.troubles_in_a_sentence())
             held.enter_context(one_thread(self.device))
             for digest in sorted(inside):
                 held.enter_context(self.store.lock(digest))

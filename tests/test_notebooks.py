@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rebasin_utils import notebooks
+from rebasin_utils import batch, notebooks
 from rebasin_utils.errors import InputError
 
 ALL = notebooks.all_notebooks()
@@ -65,7 +65,16 @@ def test_links_between_notebooks_lead_somewhere(notebook: notebooks.Notebook):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sparsty", 0.9), ("sparsity", "true"), ("seeds", 2.5), ("preset", 3), ("device", True)],
+    [
+        ("sparsty", 0.9),
+        ("sparsity", "true"),
+        ("sparsity", 1.0),
+        ("seeds", 2.5),
+        ("seeds", 0),
+        ("preset", 3),
+        ("preset", "pokcet"),
+        ("device", True),
+    ],
 )
 def test_a_wrong_parameter_is_refused_before_a_kernel_starts(name: str, value: object):
     (notebook,) = notebooks.find(["04"])
@@ -75,9 +84,10 @@ def test_a_wrong_parameter_is_refused_before_a_kernel_starts(name: str, value: o
 
 def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
     values = {"preset": "smoke", "store": str(tmp_path / "store"), "sparsity": 0.8}
-    pages = notebooks.run_all(ALL, values, tmp_path / "pages")
-    for page in pages:
-        text = page.read_text()
+    table = batch.run_batch(batch.executions(ALL, values), tmp_path / "pages")
+    assert list(table["problem"]) == [""] * len(ALL)
+    for page in table["page"]:
+        text = (tmp_path / "pages" / page).read_text()
         assert "Plotly.newPlot" in text
         assert "require.min.js" not in text
     index = (tmp_path / "pages" / "index.html").read_text()
@@ -87,6 +97,8 @@ def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
 def test_a_failing_notebook_is_named_and_leaves_its_page(tmp_path: Path):
     (notebook,) = notebooks.find(["04"])
     values = {"preset": "smoke", "store": str(tmp_path / "store"), "sparsity": 0.42}
-    with pytest.raises(InputError, match=r"04-naive-permuted-lth failed: InputError: sparsity = "):
-        notebooks.run_all([notebook], values, tmp_path / "pages")
+    table = batch.run_batch(batch.executions([notebook], values), tmp_path / "pages")
+    sentence = r"04-naive-permuted-lth failed: InputError: sparsity = "
+    with pytest.raises(InputError, match=sentence):
+        batch.refuse_failures(table, tmp_path / "pages")
     assert (tmp_path / "pages" / "04-naive-permuted-lth.html").is_file()

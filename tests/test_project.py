@@ -73,7 +73,9 @@ def third_party_imports(folder: str) -> set[str]:
     return found - own - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("rebasin_utils", []), ("tests", ["test"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("rebasin_utils", ["cluster"]), ("tests", ["test"])]
+)
 def test_whatever_is_imported_is_declared(folder, extras):
     providers = metadata.packages_distributions()
     declared = set(requirements(*extras))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from rebasin_utils import cluster
 from rebasin_utils.paths import project_root
 from rebasin_utils.tables import accuracy_grid, gap_closed
 
@@ -35,6 +36,12 @@ def test_every_file_and_notebook_that_it_names_exists():
 def test_its_example_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_its_description_of_a_cluster_is_one(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "slurm.yaml").write_text(text)
+    assert cluster.find(tmp_path / "slurm.yaml").gpus == 1
 
 
 def test_figures_have_a_picture_a_page_and_their_data():

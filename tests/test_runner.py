@@ -1,70 +1,89 @@
-"""Running a study in several processes, and being killed while at it."""
+"""What the runner makes of a plan: lots in the order of what they need, each artifact once."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
-from rebasin_utils.presets import preset
-from rebasin_utils.runner import run
+from rebasin_utils import runner
+from rebasin_utils.dag import Outcome
+from rebasin_utils.errors import InputError, RunError
+from rebasin_utils.plan import STAGES
 from rebasin_utils.study import Study
 
-PROC = Path("/proc")
-needs_proc = pytest.mark.skipif(not PROC.is_dir(), reason="looks for child processes in /proc")
+
+@pytest.fixture
+def study(tiny, tmp_path: Path) -> Study:
+    """The tiny study, of which nothing is computed."""
+    return Study(tiny, tmp_path / "store")
 
 
-def start(store: Path, name: str) -> subprocess.Popen:
-    command = ["-c", "from rebasin_utils.cli import main; main()", "run", "--preset", name]
-    options = ["--workers", "2", "--quiet", "--store", str(store)]
-    return subprocess.Popen([sys.executable, *command, *options], stdout=subprocess.DEVNULL)
+def stages_of(lots: list) -> set[str]:
+    return {node.stage for lot in lots for node in lot.nodes}
 
 
-def children(parent: int) -> list[int]:
-    found = []
-    for folder in PROC.iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent and fields[0] != "Z":
-                found.append(int(folder.name))
-    return found
+def test_a_lot_comes_after_those_that_hold_what_it_needs(study):
+    lots = runner._lots([study], STAGES)
+    holder = {node.key: lot.name for lot in lots for node in lot.nodes}
+    assert set(holder) == {node.key for stage in STAGES for node in study.plan.nodes(stage)}
+    for lot in lots:
+        needed = {holder[parent.key] for node in lot.nodes for parent in node.parents}
+        assert needed - {lot.name} <= set(lot.after)
 
 
-def wait_for(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
+def test_a_state_on_the_way_of_a_dense_run_waits_for_that_run(study):
+    lots = runner._lots([study], STAGES)
+    holder = {node.key: lot.name for lot in lots for node in lot.nodes}
+    rewinds = [lot for lot in lots if lot.nodes[0].stage == "rewind"]
+    assert rewinds
+    for lot in rewinds:
+        runs = {holder[study.plan.dense(node.role, node.seed).key] for node in lot.nodes}
+        assert runs <= set(lot.after)
 
 
-@needs_proc
-def test_workers_end_when_the_run_that_started_them_is_killed(tmp_path: Path):
-    driver = start(tmp_path, "pocket")
-    assert wait_for(lambda: (tmp_path / ".locks").is_dir())  # they are at work
-    workers = children(driver.pid)
-    assert len(workers) >= 2
-    driver.kill()
-    driver.wait()
-    assert wait_for(lambda: not any((PROC / str(pid)).is_dir() for pid in workers), 30)
+def test_what_is_asked_for_brings_what_it_needs_and_nothing_else(study):
+    assert stages_of(runner._lots([study], ["matching"])) == {"dense", "matching"}
+    assert "connectivity" not in stages_of(runner._lots([study], ["sparse"]))
 
 
-def test_a_killed_study_ends_in_the_same_table_when_it_is_run_again(tmp_path: Path):
-    (smoke,) = preset("smoke")
-    whole = Study(smoke, tmp_path / "whole")
-    run(whole, workers=1, quiet=True)
+def test_what_is_there_is_in_no_lot(finished):
+    assert runner._lots([finished], STAGES) == []
 
-    driver = start(tmp_path / "killed", "smoke")
-    assert wait_for(lambda: any((tmp_path / "killed").glob("imp/*")))
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    again = Study(smoke, tmp_path / "killed")
-    assert run(again, workers=1, quiet=True) > 0
-    assert again.results().drop(columns="seconds").equals(whole.results().drop(columns="seconds"))
+
+def test_what_two_studies_share_is_in_one_lot(study):
+    larger = Study(study.settings.with_values(seeds=3), study.store)
+    nodes = [n.key for lot in runner._lots([study, larger], STAGES) for n in lot.nodes]
+    assert len(nodes) == len(set(nodes))
+    assert set(nodes) == {n.key for stage in STAGES for n in larger.plan.nodes(stage)}
+
+
+def test_the_number_of_workers_can_be_said_by_the_environment(monkeypatch, study):
+    monkeypatch.setenv("REBASIN_WORKERS", "7")
+    assert runner.default_workers(study.device) == 7
+    monkeypatch.setenv("REBASIN_WORKERS", "many")
+    with pytest.raises(InputError, match="REBASIN_WORKERS = 'many'"):
+        runner.default_workers(study.device)
+
+
+def test_of_many_failures_the_users_own_is_told_and_the_others_are_counted(study):
+    lots = runner._lots([study], STAGES)
+    names = [lot.name for lot in lots]
+    outcomes = [
+        Outcome(names[0], "failed", why="KeyError: 'x'", traceback="…"),
+        Outcome(names[1], "failed", why="lr = 9: too much", kind=InputError, traceback="…"),
+        *[Outcome(name, "skipped") for name in names[2:]],
+    ]
+    told = rf"lr = 9: too much; 2 of {len(lots)} tasks failed, {len(lots) - 2} that need them"
+    with pytest.raises(InputError, match=told):
+        runner._complain(lots, outcomes)
+    with pytest.raises(RunError, match=r"KeyError: 'x' \(details: .*\.failed\); 1 of"):
+        runner._complain(lots, outcomes[:1])
+
+
+def test_a_worker_that_died_is_noted_for_all_that_it_was_to_make(study):
+    lot, *_ = lots = runner._lots([study], STAGES)
+    with pytest.raises(RunError):
+        runner._complain(lots, [Outcome(lot.name, "failed", why="4 workers died of it")])
+    for node in lot.nodes:
+        assert study.store.failure(node.key)["why"] == "4 workers died of it"
