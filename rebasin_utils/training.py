@@ -36,6 +36,7 @@ from rebasin_utils.stacking import (
     Single,
     Stacked,
     bytes_of_a_run,
+    lines_up,
     of_each_run,
     stackable,
     together_as_one,
@@ -148,7 +149,8 @@ def evaluate(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
 ) -> list[Metrics]:
     """Accuracy and loss of every state on every sample of `images`, in eval mode."""
-    together = _stacked_at_most(model, images, batch_size)
+    last = len(images) % batch_size or batch_size
+    together = _stacked_at_most(model, images, min(batch_size, len(images)), last)
     metrics = []
     for start in range(0, len(states), together):
         net = together_as_one(model, states[start : start + together], images.pixels.device)
@@ -168,11 +170,15 @@ def evaluate(
     return metrics
 
 
-def _stacked_at_most(model: nn.Module, images: Images, batch_size: int) -> int:
-    """How many runs are stepped as one: few enough for half of the memory there is."""
-    if not stackable(model):
+def _stacked_at_most(model: nn.Module, images: Images, *batches: int) -> int:
+    """How many runs are stepped as one: few enough for half of the memory there is.
+
+    batches: the batch sizes that there are.
+    """
+    inputs = math.prod(images.shape)
+    if not stackable(model) or not all(lines_up(model, inputs, batch) for batch in batches):
         return 1
-    of_a_run = bytes_of_a_run(model, math.prod(images.shape), batch_size)
+    of_a_run = bytes_of_a_run(model, inputs, max(batches))
     fit = memory_available(images.pixels.device) // 2 // of_a_run
     return max(1, min(STACKED, fit))
 
