@@ -69,11 +69,21 @@ def _layers(model: nn.Module) -> list[_Layer]:
     return layers if once and not layers[-1].relu else []
 
 
+def lines_up(model: nn.Module, inputs: int, batch: int) -> bool:
+    """Whether every run's part of a stack begins on a cache line, as it does alone.
+
+    A matrix product rounds otherwise where it does not, and by the run's place in the stack.
+    """
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    sizes = [m.weight.numel() for m in linears] + [batch * m.out_features for m in linears]
+    return all(size % 16 == 0 for size in [batch * inputs, *sizes])
+
+
 def bytes_of_a_run(model: nn.Module, inputs: int, batch: int) -> int:
     """A bound of what one run of a stack takes while it is trained.
 
-    Its parameters are held with gradient, momentum and mask, and twice more when a stack is made
-    or taken apart; of the activations, all outputs and, on the way back, three of the largest.
+    Its parameters are held with gradient, momentum and mask, and as often again where a stack is
+    made or taken apart; of the activations, all outputs and, on the way back, three of the largest.
 
     Args:
         inputs: numbers of one image.
@@ -81,7 +91,7 @@ def bytes_of_a_run(model: nn.Module, inputs: int, batch: int) -> int:
     outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     parameters = list(model.parameters())
     activations = batch * (2 * inputs + sum(outputs) + 3 * max(outputs))
-    return (6 * sum(p.numel() for p in parameters) + activations) * parameters[0].element_size()
+    return (8 * sum(p.numel() for p in parameters) + activations) * parameters[0].element_size()
 
 
 class Stacked:

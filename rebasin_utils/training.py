@@ -3,7 +3,7 @@
 `train_many` trains a list of `Job`s and returns what training them one by one would: a run's
 randomness comes from its own seed alone, so what is trained beside it changes nothing. Networks
 of linear layers are stacked and stepped together (batched matrix products); the others run one
-after another in channels-last memory.
+after another in channels-last memory (`benchmarks/training.md` has what decided).
 
 Masked weights are held at zero by multiplying with the mask after every step. This equals
 `torch.nn.utils.prune`, where a masked weight gets no gradient and is never seen by the forward
@@ -36,6 +36,7 @@ from rebasin_utils.stacking import (
     Single,
     Stacked,
     bytes_of_a_run,
+    lines_up,
     of_each_run,
     stackable,
     together_as_one,
@@ -175,7 +176,8 @@ def _answers(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
-    together = _stacked_at_most(model, images, batch_size)
+    last = len(images) % batch_size or batch_size
+    together = _stacked_at_most(model, images, min(batch_size, len(images)), last)
     for start in range(0, len(states), together):
         net = together_as_one(model, states[start : start + together], images.pixels.device)
 
@@ -187,11 +189,15 @@ def _answers(
         yield batches()
 
 
-def _stacked_at_most(model: nn.Module, images: Images, batch_size: int) -> int:
-    """How many runs are stepped as one: few enough for half of the memory there is."""
-    if not stackable(model):
+def _stacked_at_most(model: nn.Module, images: Images, *batches: int) -> int:
+    """How many runs are stepped as one: few enough for half of the memory there is.
+
+    batches: the batch sizes that there are.
+    """
+    inputs = math.prod(images.shape)
+    if not stackable(model) or not all(lines_up(model, inputs, batch) for batch in batches):
         return 1
-    of_a_run = bytes_of_a_run(model, math.prod(images.shape), batch_size)
+    of_a_run = bytes_of_a_run(model, inputs, max(batches))
     fit = memory_available(images.pixels.device) // 2 // of_a_run
     return max(1, min(STACKED, fit))
 

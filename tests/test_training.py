@@ -6,6 +6,7 @@ import copy
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_training_runs_together_equals_training_them_one_by_one_bit_for_bit(name
         assert same(trained, train(build(), job, RECIPE, images))
 
 
-def test_company_changes_nothing_where_no_size_fills_a_register(images):
+def test_company_changes_nothing_where_no_size_fills_a_cache_line(images):
     nets = [models.MLP((1, 14, 14), 7, hidden=(37, 11)) for _ in range(5)]
     images = Images(images.pixels, images.labels % 7, images.source)
     recipe = Recipe(epochs=2, lr=0.05, batch_size=51)
@@ -148,10 +149,11 @@ def test_runs_are_split_to_fit_the_memory_and_do_not_change(fit, sizes, images, 
     assert made == 2 * sizes
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads its memory in /proc")
 def test_a_run_takes_no_more_memory_than_is_reckoned_with(images):
     """In a process of its own, whose high-water mark says what three more runs take."""
     work = """
-import resource
+from pathlib import Path
 import torch
 from rebasin_utils import models
 from rebasin_utils.data import SOURCES, Images
@@ -166,14 +168,15 @@ mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in net.state_dict().ite
 def peak(runs):
     jobs = [Job(net.state_dict(), seed, mask) for seed in range(runs)]
     train_many(net, jobs, Recipe(epochs=1, lr=0.01, batch_size=512), images)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 fewer = peak(3)
 print((peak(6) - fewer) / 3, bytes_of_a_run(net, 196, 512))
 """
     done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
     taken, reckoned = map(float, done.stdout.split())
-    assert 0.4 * reckoned < taken < reckoned
+    assert 0.3 * reckoned < taken < reckoned
 
 
 # -------------------------------------------------------------------------- what training is
