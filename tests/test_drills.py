@@ -17,7 +17,7 @@ from pathlib import Path
 import dask
 import pandas as pd
 import pytest
-from command import TINY
+from command import options_for
 
 from rebasin_utils import costs, inventory
 from rebasin_utils.errors import InputError, RunError, StoreError
@@ -118,7 +118,8 @@ def test_a_flipped_bit_in_every_stage_is_noticed_set_aside_and_mended(finished, 
 
 def test_two_studies_at_once_on_one_store_are_both_complete(finished, tmp_path):
     """The same study and a larger one that contains it, from two processes."""
-    start = [sys.executable, "-m", "rebasin_utils.cli", "run", "--preset", "smoke", *TINY]
+    options = options_for(finished.settings)
+    start = [sys.executable, "-m", "rebasin_utils.cli", "run", *options]
     start += ["--cluster", "none", "--quiet", "--store", str(tmp_path)]
     runs = [subprocess.Popen([*start, *more]) for more in ([], ["--set=seeds=3"])]
     assert [process.wait(200) for process in runs] == [0, 0]
