@@ -22,19 +22,17 @@ import argparse
 import copy
 import importlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
+from report import Row, Table, as_markdown, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,9 +45,6 @@ from rebasin_utils.permutation import Permutation, PermutationSpec, State, permu
 from rebasin_utils.tracing import tapped
 from rebasin_utils.training import Job, Recipe, train_many
 from rebasin_utils.weight_matching import match_weights
-
-Row = dict[str, Any]
-Table = list[Row]
 
 
 @dataclass(frozen=True)
@@ -305,33 +300,6 @@ TITLES = {
     "c": "Error of the correlation against float64",
     "d": "Weight matching of trained nets",
 }
-
-
-def as_markdown(table: Table) -> str:
-    def cell(value: object) -> str:
-        if isinstance(value, float | np.floating):
-            return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.5g}"
-        return str(value)
-
-    rows = [list(table[0]), ["---"] * len(table[0])]
-    rows += [[cell(value) for value in row.values()] for row in table]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def machine() -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")}
-    return {
-        "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        **versions,
-        "date": date.today().isoformat(),
-    }
 
 
 def main() -> None:

@@ -187,6 +187,7 @@ def _execute(execution: Execution, folder: Path, report: Report) -> float:
     except PapermillExecutionError as raised:
         problem = f"{raised.ename}: {raised.evalue}"
     content = nbformat.read(running, as_version=4)
+    content.metadata.pop("widgets", None)  # megabytes, and dead without the kernel
     if problem is None:
         content.metadata["rebasin"] = {"digest": execution.digest}
     page = export_html(nbformat.from_dict(content), notebook.question)

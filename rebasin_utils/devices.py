@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from rebasin_utils.errors import InputError
@@ -25,6 +27,14 @@ def torch_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """What a reader calls it: the GPU's product name, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_available(device: torch.device) -> int:
+    """Bytes that this process may take: what is free on the GPU, or a core's share of the RAM."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available // (os.cpu_count() or 1)
 
 
 @contextmanager

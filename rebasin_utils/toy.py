@@ -121,10 +121,10 @@ class Setup:
     prune: "smaller weight of A" is magnitude pruning of the trained A; "w₁", "w₂" name the weight.
     """
 
-    a1: float = 0.6
-    a2: float = -1.5
-    b1: float = -1.0
-    b2: float = 0.8
+    a1: float = 0.8
+    a2: float = -1.9
+    b1: float = -0.9
+    b2: float = 0.6
     prune: str = MASKS[0]
     lr: float = 0.05
     steps: int = 200

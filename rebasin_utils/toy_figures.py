@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.graph_objects import Scatter, Scatter3d
 
 from rebasin_utils import toy, toy_rewind, toy_widths
 from rebasin_utils.interpolation import barrier
@@ -56,21 +57,23 @@ def landscape(story: Story) -> go.Figure:
         colorbar=dict(title="loss", x=0.475, thickness=12, **ticks),
         hoverinfo="skip",
     )
+    coarse = slice(None, None, 2)  # a surface is slow to draw without a graphics card
     figure.add_surface(
-        x=axis, y=axis, z=height, colorscale=HEIGHTS, showscale=False, hoverinfo="skip"
+        x=axis[coarse],
+        y=axis[coarse],
+        z=height[coarse, coarse],
+        colorscale=HEIGHTS,
+        showscale=False,
+        hoverinfo="skip",
     )
-    _line(figure, (LOW, LOW), (HIGH, HIGH), "mirror", "dot")
-    _mask_lines(figure, story)
-    if story.swapped:
-        _mirrored(figure, story.runs["A"])
-    for name, run in story.runs.items():
-        _descent(figure, name, run)
+    figure.add_trace(_line((LOW, LOW), (HIGH, HIGH), "mirror", "dot"))
+    figure.add_traces(descents(story))
     figure.update_xaxes(domain=[0, 0.46], range=[LOW, HIGH], showgrid=False)
     figure.update_yaxes(range=[LOW, HIGH], showgrid=False)
     figure.update_layout(
-        title_text=_finding(story),
-        width=1080,
-        height=620,
+        title_text=finding(story),
+        width=1000,
+        height=590,
         legend=dict(orientation="h", x=0, y=-0.14),
         scene=dict(
             domain=dict(x=[0.56, 1], y=[0, 1]),
@@ -79,27 +82,34 @@ def landscape(story: Story) -> go.Figure:
             zaxis=dict(title="", tickfont_size=11, **ticks),
             camera=dict(eye=dict(x=1.05, y=1.05, z=2.2), center=dict(x=0, y=0, z=-0.15)),
         ),
-        uirevision="keep",  # what the reader turned or zoomed stays so when the figure is redrawn
     )
     return figure
 
 
-def _mask_lines(figure: go.Figure, story: Story) -> None:
-    """The line that each mask allows; one line where the two masks are the same."""
+def descents(story: Story) -> list[Scatter | Scatter3d]:
+    """All traces of the landscape that change with the story; always as many, in one order."""
     first, second = story.runs["naive"].mask, story.runs["permuted"].mask
-    masks = {"mask": first, "π(mask)": second}
-    for name, (keeps_w1, _) in (masks if story.swapped else {"mask = π(mask)": first}).items():
-        ends = ((HIGH, 0), (LOW, 0)) if keeps_w1 else ((0, LOW), (0, HIGH))
-        _line(figure, *ends, name, "dash")
+    names = ("mask", "π(mask)") if story.swapped else ("mask = π(mask)", "")
+    masks = [_mask_line(mask, name) for mask, name in zip((first, second), names, strict=True)]
+    return [
+        *masks,
+        _mirrored(story.runs["A"], story.swapped),
+        *(trace for name, run in story.runs.items() for trace in _descent(name, run)),
+    ]
 
 
-def _line(
-    figure: go.Figure, start: tuple[float, float], end: tuple[float, float], name: str, dash: str
-) -> None:
+def _mask_line(mask: np.ndarray, name: str) -> Scatter:
+    """The axis that a mask leaves to move on."""
+    keeps_w1 = bool(mask[0])
+    ends = ((HIGH, 0), (LOW, 0)) if keeps_w1 else ((0, LOW), (0, HIGH))
+    return _line(*ends, name, "dash")
+
+
+def _line(start: tuple[float, float], end: tuple[float, float], name: str, dash: str) -> Scatter:
     """A line across the contours, named a little after its start."""
     share = 0.12 if start[0] == HIGH else 0.03  # names are written to the right
     inside = [(1 - share) * a + share * b for a, b in zip(start, end, strict=True)]
-    figure.add_scatter(
+    return Scatter(
         x=[start[0], inside[0], end[0]],
         y=[start[1], inside[1], end[1]],
         mode="lines+text",
@@ -111,70 +121,73 @@ def _line(
     )
 
 
-def _mirrored(figure: go.Figure, run: Run) -> None:
+def _mirrored(run: Run, visible: bool) -> Scatter:
     """Where A's descent lies once its units are swapped."""
-    figure.add_scatter(
+    return Scatter(
         x=run.path[:, 1],
         y=run.path[:, 0],
         mode="lines+text",
         text=["π(A)"],
         textposition="bottom center",
         line=dict(color=COLOURS["dense"], width=2, dash="dash"),
+        visible=visible,
         showlegend=False,
         hoverinfo="skip",
     )
 
 
-def _descent(figure: go.Figure, name: str, run: Run) -> None:
+def _descent(name: str, run: Run) -> list[Scatter | Scatter3d]:
     """From the init to where the mask puts it (dotted), down step by step, and the end marked."""
     colour, start, end = COLOURS[run.method], run.path[0], run.path[-1]
-    text = f"{NAMES[name]}: loss {_number(run.end)}"
-    figure.add_scatter(
-        x=[run.init[0], start[0]],
-        y=[run.init[1], start[1]],
-        mode="markers+text" if run.method == "dense" else "lines",
-        text=[name] if run.method == "dense" else None,
-        textposition="top right",
-        line=dict(color=colour, width=1.5, dash="dot"),
-        marker=dict(color=colour, size=11),
-        showlegend=False,
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        x=run.path[:, 0],
-        y=run.path[:, 1],
-        mode="lines+markers",
-        line=dict(color=colour, width=3),
-        marker=dict(color=colour, size=5),
-        showlegend=False,
-        text=[f"step {i}: loss {_number(x)}" for i, x in enumerate(run.losses)],
-        hoverinfo="text",
-    )
-    figure.add_scatter(
-        x=[end[0]],
-        y=[end[1]],
-        mode="markers",
-        name=text,
-        marker=dict(color=colour, size=14, symbol=SYMBOLS.get(run.method, "star")),
-        hoverinfo="name",
-    )
-    figure.add_scatter3d(
-        x=run.path[:, 0],
-        y=run.path[:, 1],
-        z=_height(run.losses) + 0.05,
-        mode="lines",
-        line=dict(color=colour, width=7),
-        showlegend=False,
-        hoverinfo="skip",
-    )
+    dense = run.method == "dense"
+    quiet = dict(showlegend=False, hoverinfo="skip")
+    steps = [f"step {i}: loss {_number(loss)}" for i, loss in enumerate(run.losses)]
+    return [
+        Scatter(
+            x=[run.init[0], start[0]],
+            y=[run.init[1], start[1]],
+            mode="markers+text" if dense else "lines",
+            text=[name] if dense else None,
+            textposition="top right",
+            line=dict(color=colour, width=1.5, dash="dot"),
+            marker=dict(color=colour, size=11),
+            **quiet,
+        ),
+        Scatter(
+            x=run.path[:, 0],
+            y=run.path[:, 1],
+            mode="lines+markers",
+            line=dict(color=colour, width=3),
+            marker=dict(color=colour, size=5),
+            text=steps,
+            showlegend=False,
+            hoverinfo="text",
+        ),
+        Scatter(
+            x=[end[0]],
+            y=[end[1]],
+            mode="markers",
+            name=f"{NAMES[name]}: loss {_number(run.end)}",
+            marker=dict(color=colour, size=14, symbol=SYMBOLS.get(run.method, "star")),
+            hoverinfo="name",
+        ),
+        Scatter3d(
+            x=run.path[:, 0],
+            y=run.path[:, 1],
+            z=_height(run.losses) + 0.05,
+            mode="lines",
+            line=dict(color=colour, width=7),
+            **quiet,
+        ),
+    ]
 
 
 def _height(loss: np.ndarray) -> np.ndarray:
     return np.log10(np.maximum(loss, FLOOR)).astype(np.float32)
 
 
-def _finding(story: Story) -> str:
-    """What this setup shows, by its numbers."""
+def finding(story: Story) -> str:
+    """The title of the landscape: what this setup shows, by its numbers."""
     lth, naive, permuted = (story.runs[m].end for m in ("lth", "naive", "permuted"))
     own = f"A with its own: {_number(lth)}"
     if not story.swapped:

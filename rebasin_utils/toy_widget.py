@@ -1,7 +1,7 @@
 """The toy landscape under the reader's hands: sliders, and a figure and a table that follow them.
 
-The figure is an ordinary plotly output that is displayed anew, not a widget of its own: so the file
-stays small, and a viewer without a kernel shows the figure as it was saved.
+The figure is a plotly widget, of which only what changes is sent: it follows a slider at once. What
+a notebook keeps of it is an ordinary figure with a still picture, for viewers without a kernel.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from dataclasses import asdict
 
 import ipywidgets
 from IPython.display import display
+from plotly.graph_objects import FigureWidget
 
 from rebasin_utils import style, toy, toy_figures
 from rebasin_utils.lab import as_html
-from rebasin_utils.toy import Setup
+from rebasin_utils.toy import HIGH, LOW, Setup, Story
+
+#: What changes in a trace when a control is moved; the rest is not sent again.
+MOVING = {"x", "y", "z", "name", "text", "visible"}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def explore(setup: Setup) -> dict[str, ipywidgets.Widget]:
@@ -24,27 +29,33 @@ def explore(setup: Setup) -> dict[str, ipywidgets.Widget]:
     """
     controls = _controls(setup)
     box = _arranged(controls)
-    display(
-        {
-            "application/vnd.jupyter.widget-view+json": {"model_id": box.model_id},
-            "text/plain": "Run the notebook to see its sliders here.",
-        },
-        raw=True,
-    )
+    hint = "Run the notebook: its sliders appear here."
+    display({WIDGET: {"model_id": box.model_id}, "text/plain": hint}, raw=True)
     story = toy.tell(setup)
     drawn = toy_figures.landscape(story)
-    shown = style.live(drawn) | style.picture(drawn)
-    figure = display(shown, raw=True, display_id=True)
+    figure = FigureWidget(drawn)
+    shown = {WIDGET: {"model_id": figure.model_id}}
+    display(shown | style.live(drawn) | style.picture(drawn), raw=True)
     table = display(as_html(story.summary()), display_id=True)
 
-    def redraw(change: dict) -> None:
+    def redraw(change: dict | None = None) -> None:
         story = toy.tell(Setup(**{name: control.value for name, control in controls.items()}))
-        figure.update(style.live(toy_figures.landscape(story)), raw=True)
+        _redraw(figure, story)
         table.update(as_html(story.summary()))
 
     for control in controls.values():
         control.observe(redraw, names="value")
     return controls
+
+
+def _redraw(figure: FigureWidget, story: Story) -> None:
+    """Put the story's descents in the place of those on display."""
+    moving = toy_figures.descents(story)
+    with figure.batch_update():
+        for old, new in zip(figure.data[-len(moving) :], moving, strict=True):
+            for name in MOVING & set(new):
+                old[name] = new[name]
+        figure.layout.title.text = toy_figures.finding(story)
 
 
 def _controls(setup: Setup) -> dict[str, ipywidgets.Widget]:
@@ -53,8 +64,8 @@ def _controls(setup: Setup) -> dict[str, ipywidgets.Widget]:
     controls = {
         name: ipywidgets.FloatSlider(
             values[name],
-            min=toy.LOW,
-            max=toy.HIGH,
+            min=LOW,
+            max=HIGH,
             step=0.05,
             description=f"{name[0].upper()}: w{'₁₂'[int(name[1]) - 1]}",
         )
@@ -64,7 +75,12 @@ def _controls(setup: Setup) -> dict[str, ipywidgets.Widget]:
         options=toy.MASKS, value=setup.prune, description="prune"
     )
     controls["lr"] = ipywidgets.FloatSlider(
-        setup.lr, min=toy.MIN_LR, max=toy.MAX_LR, step=0.005, readout_format=".3f", description="lr"
+        setup.lr,
+        min=toy.MIN_LR,
+        max=toy.MAX_LR,
+        step=0.005,
+        readout_format=".3f",
+        description="lr",
     )
     controls["steps"] = ipywidgets.IntSlider(
         setup.steps, min=1, max=toy.MAX_STEPS, description="steps"

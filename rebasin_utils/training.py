@@ -30,12 +30,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rebasin_utils.data import Batches, Images, in_order
+from rebasin_utils.devices import memory_available
 from rebasin_utils.masks import Mask, State
-from rebasin_utils.stacking import Single, Stacked, stackable, together_as_one
+from rebasin_utils.stacking import (
+    Single,
+    Stacked,
+    bytes_of_a_run,
+    of_each_run,
+    stackable,
+    together_as_one,
+)
 from rebasin_utils.store import replace_synced
 
-#: Runs stepped together. More overflow the processor's cache and gain nothing.
+#: Runs that one worker is dealt at a time.
 TOGETHER = 12
+
+#: Runs stepped as one. More overflow the processor's cache (`benchmarks/training.md`).
+STACKED = 6
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -118,7 +129,7 @@ def train_many(
         One `Trained` per job, in order.
     """
     batches = Batches(images, recipe.batch_size, augment)
-    together = TOGETHER if stackable(model) else 1
+    together = _stacked_at_most(model, images, recipe.batch_size)
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, begun in _groups(jobs, together):
         group = _Group(model, [jobs[i] for i in chosen], begun, recipe, batches)
@@ -164,10 +175,9 @@ def _answers(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
-    together = TOGETHER if stackable(model) else 1
+    together = _stacked_at_most(model, images, batch_size)
     for start in range(0, len(states), together):
         net = together_as_one(model, states[start : start + together], images.pixels.device)
-        net.module.eval()
 
         def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in in_order(images, batch_size):
@@ -175,6 +185,15 @@ def _answers(
                     yield net.logits(x.expand(net.runs, *x.shape)), y
 
         yield batches()
+
+
+def _stacked_at_most(model: nn.Module, images: Images, batch_size: int) -> int:
+    """How many runs are stepped as one: few enough for half of the memory there is."""
+    if not stackable(model):
+        return 1
+    of_a_run = bytes_of_a_run(model, math.prod(images.shape), batch_size)
+    fit = memory_available(images.pixels.device) // 2 // of_a_run
+    return max(1, min(STACKED, fit))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -258,7 +277,6 @@ class _Group:
         self.jobs, self.recipe, self.batches = jobs, recipe, batches
         device = batches.images.pixels.device
         self.net = together_as_one(model, [b.state for b in begun], device)
-        self.net.module.train()
         self.masks = _stacked_masks(jobs, self.net)
         self._apply_masks()
         self.epoch = begun[0].epoch
@@ -266,37 +284,21 @@ class _Group:
         self.seconds = [b.seconds for b in begun]
         self.snapshots = [dict(b.snapshots) for b in begun]
         self.optimizer = torch.optim.SGD(
-            [
-                {"params": parameters, "fused": fused, "initial_lr": recipe.lr}
-                for fused, parameters in self._by_fusability().items()
-                if parameters
-            ],
+            [{"params": self.net.trained, "initial_lr": recipe.lr}],
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, recipe.lr_factor, last_epoch=self.epoch - 1
         )
-        for name, p in self.net.parameters.items():
-            if begun[0].momentum:
-                buffers = [b.momentum[name].to(device) for b in begun]
-                stacked = torch.stack(buffers) if isinstance(self.net, Stacked) else buffers[0]
-                buffer = torch.empty_like(p).copy_(stacked)  # in the parameter's memory format
-                self.optimizer.state[p]["momentum_buffer"] = buffer
-
-    def _by_fusability(self) -> dict[bool, list[Tensor]]:
-        """Parameters that the fused optimiser may step, and the others.
-
-        On a CPU it rounds the last few numbers of a tensor, which do not fill a vector register,
-        otherwise than the rest. A run's numbers must not be among them or not by its place in the
-        stack, so tensors that do not fill registers run by run are stepped the plain way.
-        """
-        split: dict[bool, list[Tensor]] = {True: [], False: []}
-        for p in self.net.parameters.values():
-            of_one_run = p[0].numel() if isinstance(self.net, Stacked) else 0
-            split[p.device.type == "cuda" or of_one_run % 64 == 0].append(p)
-        return split
+        if begun[0].momentum:
+            buffers = [torch.zeros_like(tensor) for tensor in self.net.trained]
+            for name, buffer in self.net.named(buffers).items():
+                buffer.copy_(torch.stack([b.momentum[name] for b in begun]))
+            for tensor, buffer in zip(self.net.trained, buffers, strict=True):
+                self.optimizer.state[tensor]["momentum_buffer"] = buffer
 
     def run(
         self, until: int | None, progress: Callable[[int], None], checkpoint_seconds: float
@@ -325,12 +327,9 @@ class _Group:
         total = torch.zeros(self.net.runs, device=self.batches.images.pixels.device)
         for step in range(self.batches.steps):
             x, y = self.batches.at(plan, step)
-            losses = _cross_entropy(self.net.logits(x), y)
-            self.optimizer.zero_grad()
-            losses.sum().backward()
+            total += self.net.losses(x, y)
             self.optimizer.step()
             self._apply_masks()
-            total += losses.detach()
         self.schedule.step()
         self.epoch += 1
         share = (time.monotonic() - begin) / self.net.runs
@@ -340,8 +339,8 @@ class _Group:
 
     @torch.no_grad()
     def _apply_masks(self) -> None:
-        for name, mask in self.masks.items():
-            self.net.parameters[name].mul_(mask)
+        for tensor, mask in self.masks:
+            tensor.mul_(mask)
 
     def _keep_snapshots(self) -> None:
         wanted = [self.epoch in job.snapshots for job in self.jobs]
@@ -351,33 +350,30 @@ class _Group:
                     kept[self.epoch] = state
 
     def _write_checkpoints(self) -> None:
-        stacked = isinstance(self.net, Stacked)
+        momenta: list[State] = [{}] * self.net.runs
+        if self.recipe.momentum:
+            buffers = [self.optimizer.state[t]["momentum_buffer"] for t in self.net.trained]
+            momenta = of_each_run(self.net.named(buffers))
         for i, (job, state) in enumerate(zip(self.jobs, self.net.states(), strict=True)):
-            if job.checkpoint is None:
-                continue
-            momentum = {
-                name: self.optimizer.state[p]["momentum_buffer"][i if stacked else ...]
-                .cpu()
-                .contiguous()
-                for name, p in self.net.parameters.items()
-                if self.recipe.momentum
-            }
-            _Progress(
-                self.epoch, state, momentum, self.snapshots[i], self.losses[i], self.seconds[i]
-            ).write(job.checkpoint)
+            if job.checkpoint is not None:
+                snapshots, losses, seconds = self.snapshots[i], self.losses[i], self.seconds[i]
+                _Progress(self.epoch, state, momenta[i], snapshots, losses, seconds).write(
+                    job.checkpoint
+                )
 
 
-def _stacked_masks(jobs: Sequence[Job], net: Stacked | Single) -> dict[str, Tensor]:
-    """Masks shaped like the net's parameters; runs without a mask keep everything."""
-    names = {name: None for job in jobs for name in job.mask or {}}
-    stacked = {}
-    for name in names:
-        p = net.parameters[name]
-        shape = p.shape[1:] if isinstance(net, Stacked) else p.shape
-        each = [job.mask[name] if job.mask else torch.ones(shape, dtype=torch.bool) for job in jobs]
-        mask = torch.stack(each) if isinstance(net, Stacked) else each[0]
-        stacked[name] = mask.to(device=p.device, dtype=p.dtype)
-    return stacked
+@torch.no_grad()
+def _stacked_masks(jobs: Sequence[Job], net: Stacked | Single) -> list[tuple[Tensor, Tensor]]:
+    """What is trained and masked, with masks of its shape; what has no mask is kept whole."""
+    if not any(job.mask for job in jobs):
+        return []
+    masks = [torch.ones_like(tensor) for tensor in net.trained]
+    for name, stacked in net.named(masks).items():
+        for mask, job in zip(stacked, jobs, strict=True):
+            if job.mask and name in job.mask:
+                mask.copy_(job.mask[name])
+    pairs = zip(net.trained, masks, strict=True)
+    return [(tensor, mask) for tensor, mask in pairs if not mask.all()]
 
 
 def _finite(state: State, losses: Sequence[float]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime
 
-from rebasin_utils import still, toy, toy_figures, toy_rewind, toy_widths
+from rebasin_utils import still, toy, toy_figures, toy_rewind, toy_widget, toy_widths
 from rebasin_utils.errors import InputError
 from rebasin_utils.permutation import PermutationSpec
 from rebasin_utils.toy import HIGH, LOW, MAX_LR, TARGET, Setup, Story, TwoWeights
@@ -145,23 +145,31 @@ def test_its_still_picture_has_the_contours_and_the_surface(story: Story):
     assert len(solid.collections) == 1
 
 
-def test_moving_a_control_redraws_the_figure_and_the_table(displayed: list[dict]):
-    from rebasin_utils import toy_widget
-
+def test_moving_a_control_redraws_the_figure_and_the_table(
+    displayed: list[dict], monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+    monkeypatch.setattr(
+        toy_widget, "FigureWidget", lambda f: made.append(go.FigureWidget(f)) or made[0]
+    )
     controls = toy_widget.explore(Setup())
-    before = displayed.copy()
-    assert [sorted(bundle) for bundle in before] == [
-        ["application/vnd.jupyter.widget-view+json", "text/plain"],
-        ["application/vnd.plotly.v1+json", "image/png"],
+    assert [sorted(bundle) for bundle in displayed] == [
+        [toy_widget.WIDGET, "text/plain"],
+        [toy_widget.WIDGET, "application/vnd.plotly.v1+json", "image/png"],
         ["text/html", "text/plain"],
     ]
     controls["b1"].value = 0.5
-    figure, table = displayed[3:]
-    moved = toy.tell(Setup(b1=0.5))
-    assert figure["application/vnd.plotly.v1+json"] == json.loads(
-        toy_figures.landscape(moved).to_json()
-    )
-    assert f"{moved.runs['naive'].losses[0]:.2f}" in table["text/html"] != before[2]["text/html"]
+    controls["prune"].value = "w₂"
+    moved = toy.tell(Setup(b1=0.5, prune="w₂"))
+    assert shown(made[0]) == shown(toy_figures.landscape(moved))
+    assert f"{moved.runs['naive'].losses[0]:.2f}" in displayed[-1]["text/html"]
+
+
+def shown(figure: go.Figure) -> list:
+    """The title and all traces, without the names that a widget gives them."""
+    plain = json.loads(figure.to_json())
+    traces = [{k: v for k, v in trace.items() if k != "uid"} for trace in plain["data"]]
+    return [plain["layout"]["title"], *traces]
 
 
 @pytest.fixture
@@ -236,7 +244,6 @@ def test_matching_wide_nets_lowers_the_barrier_and_the_distance():
     assert row["barrier π(A) to B"] < 0.1 * row["barrier A to B"]
     assert row["distance π(A) to B"] < 0.6 * row["distance A to B"]
     figure = toy_figures.widths(paths)
-    assert isinstance(figure, go.Figure)
     assert f"{row['barrier π(A) to B']:.2g} after matching" in figure.layout.title.text
 
 

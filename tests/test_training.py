@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from rebasin_utils import masks, models
+from rebasin_utils import masks, models, training
 from rebasin_utils.data import SOURCES, Batches, Images, in_order
+from rebasin_utils.stacking import bytes_of_a_run
 from rebasin_utils.training import Job, Recipe, evaluate, stackable, train, train_many
 
 RECIPE = Recipe(epochs=3, lr=0.08, batch_size=64)
@@ -73,6 +76,16 @@ def test_training_runs_together_equals_training_them_one_by_one_bit_for_bit(name
         assert same(trained, train(build(), job, RECIPE, images))
 
 
+def test_company_changes_nothing_where_no_size_fills_a_register(images):
+    nets = [models.MLP((1, 14, 14), 7, hidden=(37, 11)) for _ in range(5)]
+    images = Images(images.pixels, images.labels % 7, images.source)
+    recipe = Recipe(epochs=2, lr=0.05, batch_size=51)
+    jobs = [Job(net.state_dict(), i, ticket(net)) for i, net in enumerate(nets)]
+    together = train_many(nets[0], jobs, recipe, images)
+    for job, trained in zip(jobs, together, strict=True):
+        assert same(trained, train(nets[0], job, recipe, images))
+
+
 def test_a_run_does_not_depend_on_its_place_among_others(images):
     jobs = some_jobs(mlp, 5)
     forwards = train_many(mlp(), jobs, RECIPE, images)
@@ -109,6 +122,58 @@ def test_a_diverging_run_is_recorded_and_does_not_touch_its_neighbours(bad, imag
     assert [trained.diverged for trained in together] == [False, False, True, False]
     for i in (0, 1, 3):
         assert same(together[i], train(mlp(), jobs[i], RECIPE, images))
+
+
+# -------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(("fit", "sizes"), [(0, [1] * 5), (1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_runs_are_split_to_fit_the_memory_and_do_not_change(fit, sizes, images, monkeypatch):
+    jobs = some_jobs(mlp, 5)
+    expected = train_many(mlp(), jobs, RECIPE, images)
+    tested = evaluate(mlp(), [job.state for job in jobs], images, RECIPE.batch_size)
+    made, of_a_run = [], bytes_of_a_run(mlp(), 196, RECIPE.batch_size)
+    together_as_one = training.together_as_one
+
+    def noted(model, states, device):
+        made.append(len(states))
+        return together_as_one(model, states, device)
+
+    monkeypatch.setattr(training, "together_as_one", noted)
+    monkeypatch.setattr(training, "memory_available", lambda device: 2 * fit * of_a_run + 10)
+    found = train_many(mlp(), jobs, RECIPE, images)
+    assert made == sizes
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert evaluate(mlp(), [job.state for job in jobs], images, RECIPE.batch_size) == tested
+    assert made == 2 * sizes
+
+
+def test_a_run_takes_no_more_memory_than_is_reckoned_with(images):
+    """In a process of its own, whose high-water mark says what three more runs take."""
+    work = """
+import resource
+import torch
+from rebasin_utils import models
+from rebasin_utils.data import SOURCES, Images
+from rebasin_utils.stacking import bytes_of_a_run
+from rebasin_utils.training import Job, Recipe, train_many
+
+pixels = torch.zeros(1024, 1, 14, 14, dtype=torch.uint8)
+images = Images(pixels, torch.zeros(1024, dtype=torch.long), SOURCES["fashion-mnist-10k"])
+net = models.MLP(images.shape, 10, hidden=(1024, 1024))
+mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in net.state_dict().items()}
+
+def peak(runs):
+    jobs = [Job(net.state_dict(), seed, mask) for seed in range(runs)]
+    train_many(net, jobs, Recipe(epochs=1, lr=0.01, batch_size=512), images)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+fewer = peak(3)
+print((peak(6) - fewer) / 3, bytes_of_a_run(net, 196, 512))
+"""
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    taken, reckoned = map(float, done.stdout.split())
+    assert 0.4 * reckoned < taken < reckoned
 
 
 # -------------------------------------------------------------------------- what training is
@@ -150,15 +215,14 @@ class Precise(Images):
         return super().normalised(pixels).double()
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize(("masked", "momentum"), [(False, 0.9), (True, 0.9), (True, 0.0)])
-def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
+def check_against_plain_training(
+    net: nn.Module, recipe: Recipe, images: Images, masked: bool = False
+):
     """In float64; in float32 the two differ by rounding, which flips a ReLU now and then."""
     images = Precise(images.pixels, images.labels, images.source)
-    net = NETS[name](seed=4).double()
-    recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
-    job = Job(net.state_dict(), seed=11, mask=ticket(net) if masked else None)
-    expected, losses = plain_training(NETS[name]().double(), job, recipe, images)
+    net = copy.deepcopy(net).double()
+    job = Job(copy.deepcopy(net.state_dict()), seed=11, mask=ticket(net) if masked else None)
+    expected, losses = plain_training(copy.deepcopy(net), job, recipe, images)
     trained = train(net, job, recipe, images)
     assert trained.state.keys() == expected.keys()
     for tensor_name, tensor in expected.items():
@@ -166,6 +230,13 @@ def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, imag
         torch.testing.assert_close(trained.state[tensor_name], tensor, atol=1e-9, rtol=1e-9)
     assert trained.losses == pytest.approx(losses, rel=1e-6)  # summed in float32
     assert not trained.diverged
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("masked", "momentum"), [(False, 0.9), (True, 0.9), (True, 0.0)])
+def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
+    recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
+    check_against_plain_training(NETS[name](seed=4), recipe, images, masked)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -350,3 +421,60 @@ def test_only_nets_of_linear_layers_are_stacked():
     assert [stackable(models.build(n, (3, 32, 32), 10)) for n in models.MODELS] == [
         n == "mlp" for n in models.MODELS
     ]
+
+
+class Residual(nn.Module):
+    """Made of linear layers, but no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.relu = nn.Flatten(), nn.ReLU()
+        self.first, self.second, self.last = (
+            nn.Linear(196, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 10),
+        )
+
+    def forward(self, images):
+        h = self.relu(self.first(self.flatten(images)))
+        return self.last(h + self.second(h))
+
+
+class Aside(Residual):
+    """Computes something of which nothing comes."""
+
+    def forward(self, images):
+        h = self.first(self.flatten(images))
+        self.relu(self.second(h))
+        return self.last(h)
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+_SHARED = nn.Linear(196, 196)
+NO_PLAIN_CHAINS = {
+    "a residual": Residual(),
+    "layers of no use": Aside(),
+    "no bias": chain(nn.Linear(196, 10, bias=False)),
+    "a ReLU at the end": chain(nn.Linear(196, 10), nn.ReLU()),
+    "a ReLU at the start": chain(nn.ReLU(), nn.Linear(196, 10)),
+    "a layer used twice": chain(_SHARED, _SHARED, nn.Linear(196, 10)),
+    "a batch norm": chain(nn.Linear(196, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)),
+    "flattening in the middle": chain(nn.Linear(196, 32), nn.Flatten(), nn.Linear(32, 10)),
+}
+
+
+@pytest.mark.parametrize("what", NO_PLAIN_CHAINS)
+def test_a_net_that_is_no_plain_chain_is_trained_as_it_is(what, images):
+    net = NO_PLAIN_CHAINS[what]
+    assert not stackable(net)
+    check_against_plain_training(net, Recipe(epochs=1, lr=0.05, batch_size=64), images)
+
+
+def test_linear_layers_without_a_relu_between_are_stacked_as_they_are(images):
+    net = chain(nn.Linear(196, 32), nn.Linear(32, 32), nn.ReLU(), nn.ReLU(), nn.Linear(32, 10))
+    assert stackable(net)
+    check_against_plain_training(net, Recipe(epochs=2, lr=0.05, batch_size=64), images)

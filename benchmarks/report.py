@@ -1,0 +1,49 @@
+"""How the benchmarks print: markdown tables, and the machine they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Row = dict[str, Any]
+Table = list[Row]
+
+
+def as_markdown(table: Table) -> str:
+    def cell(value: object) -> str:
+        if isinstance(value, float | np.floating):
+            return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.5g}"
+        return str(value)
+
+    rows = [list(table[0]), ["---"] * len(table[0])]
+    rows += [[cell(value) for value in row.values()] for row in table]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def machine() -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    versions = {name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")}
+    return {
+        "cpu": cpu,
+        "cores": str(cores()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        **versions,
+        "date": date.today().isoformat(),
+    }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,450 @@
+"""Training a grid of small runs: the loops that people write against `train_many`.
+
+    python benchmarks/training.py                  about six minutes on two cores
+    python benchmarks/training.py --quick          the same tables from little data: two minutes
+    python benchmarks/training.py --json FILE      writes the numbers as well
+    python benchmarks/training.py --device cuda    the same on a GPU
+
+Four ways to train the same nets with the same masks on the same data, batch size and steps:
+
+* naive: as people write it, and as the paper's released code does: a `DataLoader` with workers,
+  torchvision's transforms image by image, `torch.nn.utils.prune`, `loss.item()` at every step, one
+  run after another with all cores.
+* careful: the same loop with the data in memory as one tensor, batches made at once, masks
+  multiplied in after the step, nothing waited for; one run after another with all cores.
+* careful, in processes: the same, one process of one thread per core.
+* ours: `train_many`, on a CPU in one process of one thread per core.
+
+Images per second are of wall-clock time and all runs together; processes are started and data are
+loaded before the clock starts (the workers of a `DataLoader` are not: they start with each epoch).
+The limit is the speed of a large float32 matrix product on the same cores, measured here, divided
+by the operations of a training step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from report import Row, Table, as_markdown, cores, machine
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from rebasin_utils import data, masks, models
+from rebasin_utils.data import SOURCES, Batches, Images
+from rebasin_utils.plan import STAGES, Plan
+from rebasin_utils.presets import preset
+from rebasin_utils.training import Job, Recipe, evaluate, train_many
+
+BATCH = 128
+SPARSITY = 0.9
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a net, on how many images of which shape, for how many epochs.
+
+    rgb: three channels, 32 × 32, cropped and flipped as CIFAR-10 is; Fashion-MNIST otherwise.
+    """
+
+    name: str
+    model: str
+    width: int = 1
+    pool: int = 2
+    rgb: bool = False
+    samples: int = 10_000
+    epochs: int = 1
+
+    def net(self, seed: int = 0) -> nn.Module:
+        return models.build(self.model, self.images().shape, 10, self.width, seed)
+
+    @cache  # noqa: B019 (a few cases, as long as the process)
+    def images(self) -> Images:
+        images = data.load("fashion-mnist-10k", "train", 1 if self.rgb else self.pool, self.samples)
+        if not self.rgb:
+            return images
+        pixels = F.interpolate(images.pixels.float(), size=(32, 32), mode="bilinear")
+        pixels = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        return Images(pixels, images.labels, SOURCES["cifar10"])
+
+    @cache  # noqa: B019
+    def job(self, seed: int) -> Job:
+        state = self.net(seed).state_dict()
+        mask = masks.dense_mask(state, masks.prunable(self.net()))
+        keep = round((1 - SPARSITY) * masks.count(mask))
+        return Job(state, seed, masks.global_magnitude(state, mask, keep))
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.epochs, lr=0.08, batch_size=BATCH)
+
+    @property
+    def trained(self) -> int:
+        """Images that one run is trained on."""
+        return self.epochs * (self.samples // BATCH) * BATCH
+
+
+def cases(quick: bool) -> list[Case]:
+    part = 2 if quick else 1
+    return [
+        Case("MLP, 1 × 14 × 14", "mlp", epochs=2),
+        Case("ResNet8×1, 1 × 14 × 14", "resnet8", samples=2560 // part),
+        Case("ResNet20×1, 1 × 28 × 28", "resnet20", pool=1, samples=2560 // part),
+        Case("ResNet20×1, 3 × 32 × 32, augmented", "resnet20", rgb=True, samples=2560 // part),
+    ]
+
+
+# -------------------------------------------------------------------------- the four ways
+
+
+class PerImage(Dataset):
+    """A data set as torchvision's are: one image at a time, through PIL and transforms."""
+
+    def __init__(self, images: Images, augment: bool):
+        self.pixels = images.pixels.movedim(1, -1).squeeze(-1).numpy()
+        self.labels = images.labels.tolist()
+        changes = [transforms.RandomCrop(images.shape[-1], padding=images.source.pad)]
+        changes += [transforms.RandomHorizontalFlip()] if images.source.flip else []
+        normalise = transforms.Normalize(images.source.mean, images.source.std)
+        self.transform = transforms.Compose(
+            [*(changes if augment else []), transforms.ToTensor(), normalise]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int):
+        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
+
+
+def naive(case: Case, seeds: Sequence[int], device: str, workers: int) -> list[masks.State]:
+    states = []
+    for job in map(case.job, seeds):
+        torch.manual_seed(job.seed)
+        dataset = PerImage(case.images(), case.rgb)
+        loader = DataLoader(
+            dataset,
+            batch_size=BATCH,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=device != "cpu",
+        )
+        net = case.net()
+        net.load_state_dict(job.state)
+        net.to(device)
+        for name, kept in job.mask.items():
+            module = net.get_submodule(name.removesuffix(".weight"))
+            prune.custom_from_mask(module, "weight", kept.to(device))
+        recipe = case.recipe
+        optimizer = torch.optim.SGD(
+            net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(recipe.epochs, 1))
+        for _ in range(recipe.epochs):
+            running_loss = 0.0
+            for images, labels in loader:
+                images, labels = images.to(device), labels.to(device)
+                optimizer.zero_grad()
+                loss = F.cross_entropy(net(images), labels)
+                loss.backward()
+                optimizer.step()
+                running_loss += loss.item()
+            scheduler.step()
+        for name in job.mask:
+            prune.remove(net.get_submodule(name.removesuffix(".weight")), "weight")
+        states.append({n: t.detach().cpu() for n, t in net.state_dict().items()})
+    return states
+
+
+def careful(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
+    states, recipe = [], case.recipe
+    batches = Batches(case.images().to(device), BATCH, case.rgb)
+    for job in map(case.job, seeds):
+        net = case.net()
+        net.load_state_dict(job.state)
+        net.to(device)
+        masked = [(net.get_parameter(n), kept.to(device).float()) for n, kept in job.mask.items()]
+        optimizer = torch.optim.SGD(
+            net.parameters(),
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(recipe.epochs, 1))
+        with torch.no_grad():
+            for parameter, kept in masked:
+                parameter.mul_(kept)
+        for epoch in range(recipe.epochs):
+            plan = batches.plan([job.seed], epoch)
+            for step in range(batches.steps):
+                (x,), (y,) = batches.at(plan, step)
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, kept in masked:
+                        parameter.mul_(kept)
+            scheduler.step()
+        states.append({n: t.detach().cpu() for n, t in net.state_dict().items()})
+    return states
+
+
+def ours(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
+    jobs = [case.job(seed) for seed in seeds]
+    images = case.images().to(device)
+    done = train_many(case.net(), jobs, case.recipe, images, augment=case.rgb)
+    return [trained.state for trained in done]
+
+
+class Machine:
+    """Runs the four ways with every core of this machine, or its GPU."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.workers = cores()
+        self.pools: list[Executor] = []  # of one process each, so that what it caches is known
+        if device == "cpu":
+            spawn = multiprocessing.get_context("spawn")
+            self.pools = [
+                ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,))
+                for _ in range(self.workers)
+            ]
+        torch.set_num_threads(self.workers)
+        self.ways: dict[str, Callable[[Case, Sequence[int]], list[masks.State]]] = {
+            "naive": lambda case, seeds: naive(case, seeds, device, self.workers),
+            "careful": lambda case, seeds: careful(case, seeds, device),
+            "ours": lambda case, seeds: self._in_processes(ours, case, seeds),
+        }
+        if self.pools:
+            self.ways["careful, in processes"] = lambda case, seeds: self._in_processes(
+                careful, case, seeds
+            )
+
+    def _in_processes(self, way: Callable, case: Case, seeds: Sequence[int]) -> list[masks.State]:
+        if not self.pools:
+            return way(case, seeds, self.device)
+        futures = [
+            pool.submit(as_arrays, way, case, seeds[i :: self.workers], self.device)
+            for i, pool in enumerate(self.pools[: len(seeds)])
+        ]
+        arrays = [state for future in futures for state in future.result()]
+        return [{name: torch.from_numpy(a) for name, a in state.items()} for state in arrays]
+
+    def train(self, way: str, case: Case, runs: int) -> float:
+        """Images per second of all runs together."""
+        begin = time.perf_counter()
+        self.ways[way](case, range(runs))  # its results come back, so a GPU has done its work
+        return runs * case.trained / (time.perf_counter() - begin)
+
+    def warm_up(self, case: Case, runs: int) -> None:
+        """What is cached is made, in every process, and the first slow steps are done."""
+        little = replace(case, epochs=0)
+        for way in self.ways:
+            self.ways[way](little, range(1 if way == "naive" else runs))
+            self.ways[way](case, range(1 if way in ("naive", "careful") else self.workers))
+
+    def product_speed(self) -> float:
+        """Operations per second of a large float32 product on all cores at once."""
+        if not self.pools:
+            return product_speed(self.device)
+        futures = [pool.submit(product_speed, self.device) for pool in self.pools]
+        return sum(future.result() for future in futures)
+
+
+def as_arrays(way: Callable, *arguments) -> list[dict[str, np.ndarray]]:
+    """What a way to train returns, in a worker, as what travels between processes."""
+    return [{name: t.numpy() for name, t in state.items()} for state in way(*arguments)]
+
+
+def product_speed(device: str) -> float:
+    size, rounds = (1024, 20) if device == "cpu" else (8192, 20)
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            c = a @ b
+        c[0, 0].item()  # waits for a GPU
+        best = min(best, (time.perf_counter() - begin) / rounds)
+    return 2 * size**3 / best
+
+
+def flops_per_image(net: nn.Module, shape: Sequence[int]) -> float:
+    """Operations of forward and backward, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(8, *shape)).sum().backward()
+    return counter.get_total_flops() / 8
+
+
+# -------------------------------------------------------------------------- the tables
+
+
+def compare(on: Machine, case: Case, limit: float, rounds: int) -> Table:
+    """(a): every way in turn, the best of several rounds; a run: 15 epochs of 10,000 images."""
+    runs = {"naive": 1, "careful": 4, "careful, in processes": 4, "ours": 24}
+    if case.model != "mlp":
+        of_ours = on.workers if on.pools else 16
+        runs = {"naive": 1, "careful": 1, "careful, in processes": of_ours, "ours": of_ours}
+    on.warm_up(case, max(runs.values()))
+    speed: dict[str, float] = dict.fromkeys(on.ways, 0.0)
+    for _ in range(rounds):
+        for way in speed:
+            speed[way] = max(speed[way], on.train(way, case, runs[way]))
+    most = limit / flops_per_image(case.net(), case.images().shape)
+    pocket_run = 15 * (10_000 // BATCH) * BATCH
+    return [
+        {
+            "net, images": case.name,
+            "way": way,
+            "runs": runs[way],
+            "images/s": speed[way],
+            "runs/hour": 3600 * speed[way] / pocket_run,
+            "× naive": speed[way] / speed["naive"],
+            "× careful": speed[way] / speed["careful"],
+            "share of the limit (%)": 100 * speed[way] / most,
+        }
+        for way in ("naive", "careful", "careful, in processes", "ours")
+        if way in speed
+    ]
+
+
+def by_runs(on: Machine, case: Case, limit: float) -> Row:
+    """(b): images per second of ours, by the number of runs."""
+    speeds = {f"{runs} runs": on.train("ours", case, runs) for runs in (1, 4, 16, 64)}
+    most = limit / flops_per_image(case.net(), case.images().shape)
+    return {"images/s": case.name, **speeds, "limit": most}
+
+
+def by_width(on: Machine, case: Case, limit: float) -> Table:
+    """(c): by the width of the net."""
+    rows = []
+    for width in (1, 2, 4):
+        wider = replace(case, name=f"{case.name.partition(',')[0]} width {width}", width=width)
+        runs = 16 if case.model == "mlp" else on.workers
+        on.ways["ours"](replace(wider, epochs=0), range(runs))
+        speed = on.train("ours", wider, runs)
+        theirs = on.train("naive", wider, 1)
+        most = limit / flops_per_image(wider.net(), wider.images().shape)
+        rows.append(
+            {
+                "net": wider.name,
+                "parameters": sum(p.numel() for p in wider.net().parameters()),
+                "naive (images/s)": theirs,
+                "ours (images/s)": speed,
+                "× naive": speed / theirs,
+                "share of the limit (%)": 100 * speed / most,
+            }
+        )
+    return rows
+
+
+def published_grid(speeds: dict[str, float], where: str) -> Table:
+    """(d): hours for every run behind the published table of ResNet20×1 on CIFAR-10."""
+    (settings,) = preset("paper-resnet20-w1-cifar10")
+    plan = Plan(settings)
+    epochs = {stage: sum(node.epochs for node in plan.nodes(stage)) for stage in STAGES}
+    images = {stage: n * (50_000 // BATCH) * BATCH for stage, n in epochs.items() if n}
+    cells = len(plan.nodes("sparse")) // settings.seeds
+    return [
+        {
+            "where": where,
+            "way": way,
+            "cells × seeds": f"{cells} × {settings.seeds}",
+            **{f"epochs, {stage}": epochs[stage] for stage in images},
+            "hours": sum(images.values()) / speed / 3600,
+        }
+        for way, speed in speeds.items()
+    ]
+
+
+def accuracies(case: Case, states: Sequence[masks.State]) -> list[float]:
+    test = data.load("fashion-mnist-10k", "test", case.pool)
+    return [metrics.accuracy for metrics in evaluate(case.net(), states, test)]
+
+
+def agree(on: Machine, case: Case, seeds: int) -> Row:
+    """(e): test accuracy of naive and ours; the same inits and masks, other data orders."""
+    found = {way: accuracies(case, on.ways[way](case, range(seeds))) for way in ("naive", "ours")}
+    means = {way: 100 * statistics.mean(values) for way, values in found.items()}
+    noise = 100 * sum(statistics.variance(values) / seeds for values in found.values()) ** 0.5
+    return {
+        "net, images": case.name,
+        "runs each": seeds,
+        "epochs": case.epochs,
+        "naive (%)": means["naive"],
+        "ours (%)": means["ours"],
+        "difference": means["ours"] - means["naive"],
+        "standard error of the difference": noise,
+    }
+
+
+TITLES = {
+    "a": "The same runs, four ways (runs/hour: of 15 epochs of 10,000 images)",
+    "b": "Ours, by the number of runs",
+    "c": "By the width of the net",
+    "d": "The published grid of ResNet20×1 on CIFAR-10, projected",
+    "e": "Test accuracy of naive and ours",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--quick", action="store_true", help="little data: numbers mean less")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options = parser.parse_args()
+    on = Machine(options.device)
+    rounds = 1 if options.quick else 2
+    mlp, resnet8, *_ = chosen = cases(options.quick)
+    limit = on.product_speed()
+    numbers: dict[str, object] = {
+        "machine": machine(),
+        "device": options.device,
+        "quick": options.quick,
+        "product (GFLOP/s)": limit / 1e9,
+    }
+    described = ", ".join(f"{k} {v}" for k, v in numbers["machine"].items())
+    print(f"# Benchmark: training\n\n{described}; on {options.device}.\n")
+    print(f"Batches of {BATCH}, {SPARSITY:.0%} of the weights masked. A large float32 product:")
+    print(f"{limit / 1e9:.0f} GFLOP/s.")
+
+    def grid() -> Table:
+        where = numbers["machine"]["cpu" if options.device == "cpu" else "gpu"]
+        rows = [row for row in numbers["a"] if row["net, images"] == chosen[-1].name]
+        return published_grid({row["way"]: row["images/s"] for row in rows}, where)
+
+    tables: dict[str, Callable[[], Table]] = {
+        "a": lambda: [row for case in chosen for row in compare(on, case, limit, rounds)],
+        "b": lambda: [by_runs(on, case, limit) for case in (mlp, resnet8)],
+        "c": lambda: [row for case in (mlp, resnet8) for row in by_width(on, case, limit)],
+        "d": grid,
+        "e": lambda: [agree(on, replace(mlp, epochs=3), seeds=2 if options.quick else 4)],
+    }
+    for letter, make in tables.items():
+        numbers[letter] = make()
+        print(f"\n## ({letter}) {TITLES[letter]}\n\n{as_markdown(numbers[letter])}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(numbers, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main()
