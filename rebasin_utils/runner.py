@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rebasin_utils import cluster as clusters
-from rebasin_utils.dag import Event, Noticed, Outcome, Report, Reported, Task, execute
+from rebasin_utils.dag import Event, Noticed, Outcome, Report, Task, execute
 from rebasin_utils.errors import InputError
 from rebasin_utils.plan import STAGES, Node
 from rebasin_utils.progress import Progress
