@@ -160,7 +160,8 @@ def test_a_worker_out_of_memory_is_said_and_the_next_run_completes(finished, tmp
     assert "\n" not in str(said.value)
     assert "over its memory limit; its task starts again" in capsys.readouterr().out
     states = {cost.stage: cost for cost in costs.of_study(study.settings, study.store, "cpu")}
-    assert (states["matching"].failed, states["dense"].missing) == (2, 0)
+    assert states["matching"].failed > 0
+    assert states["dense"].done == states["dense"].artifacts
     assert states["imp"].done == states["imp"].artifacts  # what did not need it was computed
     run(study, workers=1, quiet=True)
     assert_equal_to(finished, study)
