@@ -51,7 +51,8 @@ class Format(StrEnum):
 
 Preset = Annotated[str, typer.Option(help="Named study; see `rebasin presets`.")]
 Workers = Annotated[
-    int | None, typer.Option(help="Worker processes. [default: one per core; one on a GPU]")
+    int | None,
+    typer.Option(help="Worker processes. [default: $REBASIN_WORKERS, or one per core, or per GPU]"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Set = Annotated[

@@ -21,9 +21,10 @@ import torch
 from tqdm.auto import tqdm
 
 from rebasin_utils import cluster as clusters
-from rebasin_utils.dag import Event, Noticed, Outcome, Report, Reported, Task, execute
+from rebasin_utils.dag import Event, Noticed, Outcome, Report, Task, execute
 from rebasin_utils.errors import InputError
 from rebasin_utils.plan import STAGES, Node
+from rebasin_utils.progress import Progress
 from rebasin_utils.settings import Settings
 from rebasin_utils.stacking import stackable
 from rebasin_utils.store import Store
@@ -70,10 +71,9 @@ def run(
         if not here:
             scratch = studies[0].store.root / ".cluster"
             client = open_now.enter_context(clusters.connected(where, studies[0].device, scratch))
-        total = sum(lot.epochs for lot in lots)
-        bar = open_now.enter_context(
-            tqdm(total=total, unit=" epochs", disable=quiet, smoothing=0.1)
-        )
+        images = sum(lot.epochs * len(lot.study.train_images) for lot in lots)
+        totals = sum(lot.runs for lot in lots), sum(lot.epochs for lot in lots), images
+        bar = open_now.enter_context(Progress(*totals, quiet))
         if client is not None and not quiet:
             tqdm.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
@@ -134,6 +134,10 @@ class _Lot:
     @property
     def epochs(self) -> int:
         return sum(node.epochs for node in self.nodes)
+
+    @property
+    def runs(self) -> int:
+        return sum(node.epochs > 0 for node in self.nodes)
 
     def task(self, here: bool, device: str | None) -> Task:
         """What computes it, in this process or in another."""
@@ -236,8 +240,9 @@ def _known(settings: str, root: Path, device: str) -> tuple[Study, dict[str, Nod
 class _Display:
     """Moves the progress bar along with what happens; a task that starts again counts once."""
 
-    def __init__(self, lots: Sequence[_Lot], bar: tqdm):
+    def __init__(self, lots: Sequence[_Lot], bar: Progress):
         self._left = {lot.name: lot.epochs for lot in lots}
+        self._runs = {lot.name: lot.runs for lot in lots}
         self._bar = bar
 
     def __call__(self, event: Event) -> None:
@@ -245,10 +250,11 @@ class _Display:
             tqdm.write(event.sentence)
             return
         left = self._left[event.task]
-        done = min(event.done, left) if isinstance(event, Reported) else left
+        ended = isinstance(event, Outcome)
+        done = left if ended else min(event.done, left)
         self._left[event.task] = left - done
-        self._bar.set_description(event.task.partition("-")[0], refresh=False)
-        self._bar.update(done)
+        self._bar.stage(event.task.partition("-")[0])
+        self._bar.update(done, self._runs[event.task] if ended else 0)
 
 
 def _complain(lots: Sequence[_Lot], outcomes: Sequence[Outcome]) -> None:

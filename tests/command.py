@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from dataclasses import dataclass
 
 import pytest
 
 from rebasin_utils import cli
+from rebasin_utils.presets import preset
+from rebasin_utils.settings import Settings
 
-#: What makes the smoke preset the study of the fixture `tiny`.
-TINY = [
-    f"--set={field}={value}"
-    for field, value in (
-        ("name", "tiny"),
-        ("train_limit", 256),
-        ("sparsities", [0.5]),
-        ("dense.batch_size", 64),
-        ("imp.batch_size", 64),
-    )
-]
+
+def options_for(settings: Settings) -> list[str]:
+    """What makes the smoke preset these settings."""
+    (smoke,) = preset("smoke")
+    before, after = (s.model_dump(mode="json") for s in (smoke, settings))
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    options = [f"--set={name}={json.dumps(value)}" for name, value in changed.items()]
+    return ["--preset", "smoke", *options]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 import dask
 import pandas as pd
 import pytest
-from command import TINY
+from command import options_for
 
 from rebasin_utils import costs, inventory
 from rebasin_utils.errors import InputError, RunError, StoreError
@@ -118,7 +118,8 @@ def test_a_flipped_bit_in_every_stage_is_noticed_set_aside_and_mended(finished, 
 
 def test_two_studies_at_once_on_one_store_are_both_complete(finished, tmp_path):
     """The same study and a larger one that contains it, from two processes."""
-    start = [sys.executable, "-m", "rebasin_utils.cli", "run", "--preset", "smoke", *TINY]
+    options = options_for(finished.settings)
+    start = [sys.executable, "-m", "rebasin_utils.cli", "run", *options]
     start += ["--cluster", "none", "--quiet", "--store", str(tmp_path)]
     runs = [subprocess.Popen([*start, *more]) for more in ([], ["--set=seeds=3"])]
     assert [process.wait(200) for process in runs] == [0, 0]
@@ -159,7 +160,8 @@ def test_a_worker_out_of_memory_is_said_and_the_next_run_completes(finished, tmp
     assert "\n" not in str(said.value)
     assert "over its memory limit; its task starts again" in capsys.readouterr().out
     states = {cost.stage: cost for cost in costs.of_study(study.settings, study.store, "cpu")}
-    assert (states["matching"].failed, states["dense"].missing) == (2, 0)
+    assert states["matching"].failed > 0
+    assert states["dense"].done == states["dense"].artifacts
     assert states["imp"].done == states["imp"].artifacts  # what did not need it was computed
     run(study, workers=1, quiet=True)
     assert_equal_to(finished, study)

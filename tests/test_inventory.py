@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from rebasin_utils import inventory
 from rebasin_utils.cli_store import app
 from rebasin_utils.errors import InputError
+from rebasin_utils.plan import STAGES, Plan
 from rebasin_utils.presets import preset
 from rebasin_utils.store import RECORD, TENSORS, Store
 from rebasin_utils.study import Study
@@ -100,9 +101,11 @@ def test_pruning_keeps_what_the_named_studies_need(copied):
     assert inventory.unneeded(copied.store, [more, *preset("smoke")]) == []
     less = copied.settings.with_values(methods=("naive",))
     doomed = inventory.unneeded(copied.store, [less])
-    needed = {n.key for n in Study(less, copied.store).plan.nodes("sparse")}
-    every = copied.plan.nodes("sparse")
-    assert {p.name for p in doomed} == {Path(n.key.path).name for n in every if n.key not in needed}
+    every, needed = (
+        {node.key.path for stage in STAGES for node in plan.nodes(stage)}
+        for plan in (copied.plan, Plan(less))
+    )
+    assert {str(path.relative_to(copied.store.root)) for path in doomed} == every - needed != set()
     inventory.remove(copied.store, doomed)
     assert Study(less, copied.store).missing() == []
     assert len(copied.missing()) == len(doomed)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import slurm_node
-from command import TINY, rebasin
+from command import options_for, rebasin
 
 from rebasin_utils.study import Study
 
@@ -69,7 +69,8 @@ def test_the_study_runs_on_slurm_and_outlives_a_cancelled_job(slurm, finished, t
     cancelled: list[str] = []
     administrator = threading.Thread(target=cancel_the_first_job, args=(cancelled,), daemon=True)
     administrator.start()
-    command = [sys.executable, "-m", "rebasin_utils.cli", "run", "--preset", "smoke", *TINY]
+    options = options_for(finished.settings)
+    command = [sys.executable, "-m", "rebasin_utils.cli", "run", *options]
     where = ["--cluster", str(description), "--store", str(tmp_path / "store")]
     done = subprocess.run([*command, *where], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
