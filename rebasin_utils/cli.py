@@ -280,16 +280,14 @@ def _print_verdicts(studies: list[Study]) -> None:
         typer.echo("\nAccuracy halfway between A and B, %:")
         typer.echo(middle.round(1).to_string(index=False))
         for study in studies:
-            if not study.settings.methods or not study.settings.sparsities:
-                continue
-            table = study.results()
-            typer.echo(f"\n{study.settings.name}: mean test accuracy, %")
-            typer.echo(tables.accuracy_grid(table).round(1).to_string())
-            sparsity = 0.9 if 0.9 in study.settings.sparsities else study.settings.sparsities[0]
-            typer.echo(f"\nVerdicts at {sparsity:.0%} sparsity:")
-            for row in verdicts.of_sparse_runs(table, sparsity).itertuples():
-                typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
-                typer.echo(f"    ours (n = {row.n}): {row.ours}")
+            if study.settings.methods and study.settings.sparsities:
+                typer.echo(f"\n{study.settings.name}: mean test accuracy, %")
+                typer.echo(tables.accuracy_grid(study.results()).round(1).to_string())
+    for heading, table in verdicts.of_all(studies):
+        typer.echo(f"\nVerdicts: {heading}")
+        for row in table.itertuples():
+            typer.echo(f"[{row.verdict}] {row.claim}\n    paper: {row.paper}")
+            typer.echo(f"    ours (n = {row.n}): {row.ours}")
 
 
 if __name__ == "__main__":

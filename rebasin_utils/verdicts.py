@@ -7,9 +7,10 @@ on the other side, and is *open* otherwise, or when there is one pair only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import groupby
 from typing import Literal
 
 import pandas as pd
@@ -282,9 +283,9 @@ def of_widths(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> p
     rows = []
 
     def add(claim: str, paper: str, low: pd.Series, high: pd.Series, sign: int) -> None:
-        cells = _intervals([sign * (high - low)])
+        cells = _intervals([(sign * (high - low)).dropna()])
         ours = _describe([f"{low.mean():.1f} → {high.mean():.1f}"], cells)
-        rows.append((claim, paper, ours, len(low), judge(cells, "more")))
+        rows.append((claim, paper, ours, cells["n"].iloc[0], judge(cells, "more")))
 
     middle = [
         100 * at[at["alpha"] == 0.5].pivot_table("accuracy", "seed", "path")
@@ -375,6 +376,33 @@ def of_early_matching(study: Study) -> pd.DataFrame:
             said = paper if expects == "more" else "not in the paper"
             rows.append((claim, said, ours, len(naive), judge(cells, expects)))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def of_all(studies: Sequence[Study]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Every claim that these studies can be held to, a table at a time, with its heading."""
+    for study in studies:
+        s = study.settings
+        yield f"{s.name}, halfway", pd.concat([of_paths(study), of_variances(study)])
+        if not s.methods or not s.sparsities:
+            continue
+        sparsity = s.cell[0] if s.looks_closer else s.sparsities[0]
+        yield f"{s.name}, {sparsity:.0%} sparsity", of_sparse_runs(study.results(), sparsity)
+        yield f"{s.name}, segments", of_segments(study)
+        if s.tickets_of_b:
+            yield f"{s.name}, overlaps", of_overlaps(study)
+        if study.plan.nodes("diversity"):
+            yield f"{s.name}, ensembles", of_ensembles(study)
+        if s.looks_closer and s.match_epochs:
+            yield f"{s.name}, early matching", of_early_matching(study)
+    for model, several in groupby(sorted(studies, key=_by_model), key=lambda s: s.settings.model):
+        several = list(several)
+        if len(several) > 1:
+            cell = next((s.settings.cell for s in several if s.settings.cell), (0.9, 0))
+            yield f"{model}, width", of_widths(several, *cell)
+
+
+def _by_model(study: Study) -> tuple[str, int]:
+    return study.settings.model, study.settings.width
 
 
 def _intervals(differences: Sequence[pd.Series]) -> pd.DataFrame:
