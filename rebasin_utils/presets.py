@@ -51,21 +51,29 @@ _POCKET_GRID = Settings(
     plane_points=21,
 )
 
-#: One cell of the grid with a wider net.
-_POCKET_WIDER = _POCKET_GRID.with_values(
-    name="pocket-mlp-w2",
-    width=2,
-    seeds=3,
-    sparsities=(0.90,),
-    rewind_epochs=(2,),
-    methods=("lth", "naive", "permuted"),
-    tickets_of_b=False,
-    paths_to_every_round=False,
-    cell=None,
-    match_epochs=(),
-    ensemble_size=0,
-    plane_points=0,
-)
+
+def _one_cell(
+    settings: Settings, name: str, width: int, seeds: int, sparsity: float, rewind_epoch: int
+) -> Settings:
+    """The same net at some width, in one cell of its grid only."""
+    return settings.with_values(
+        name=name,
+        width=width,
+        seeds=seeds,
+        sparsities=(sparsity,),
+        rewind_epochs=(rewind_epoch,),
+        methods=("lth", "naive", "permuted"),
+        tickets_of_b=False,
+        paths_to_every_round=False,
+        cell=None,
+        match_epochs=(),
+        ensemble_size=0,
+        plane_points=0,
+    )
+
+
+_SMOKE_WIDTHS = tuple(_one_cell(_SMOKE, f"smoke-w{w}", w, 2, 0.5, 1) for w in (1, 2))
+_POCKET_WIDER = _one_cell(_POCKET_GRID, "pocket-mlp-w2", 2, 3, 0.90, 2)
 
 
 def _pocket_resnet(width: int) -> Settings:
@@ -162,6 +170,7 @@ _PAPER = tuple(_paper(*table) for table in _TABLES)
 
 PRESETS: dict[str, tuple[Settings, ...]] = {
     "smoke": (_SMOKE,),
+    "smoke-widths": _SMOKE_WIDTHS,
     "pocket": (_POCKET_GRID, _POCKET_WIDER, _pocket_resnet(1), _pocket_resnet(2)),
     "workstation": (_workstation(1), _workstation(4)),
     "paper": _PAPER,
@@ -172,6 +181,7 @@ PRESETS: dict[str, tuple[Settings, ...]] = {
 #: What each preset is for, in a line.
 PURPOSE = {
     "smoke": "unit tests: a few hundred images, seconds",
+    "smoke-widths": "the same for what compares widths",
     "pocket": "real evidence on a laptop, minutes: the default everywhere",
     "workstation": "one GPU, about half an hour: full Fashion-MNIST, ResNet20",
     "paper": "every published CIFAR table: GPU-days, a cluster",

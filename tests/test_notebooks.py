@@ -84,7 +84,11 @@ def test_a_wrong_parameter_is_refused_before_a_kernel_starts(name: str, value: o
 
 def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
     values = {"preset": "smoke", "store": str(tmp_path / "store"), "sparsity": 0.8}
-    table = batch.run_batch(batch.executions(ALL, values), tmp_path / "pages")
+    of_widths = {**values, "preset": "smoke-widths", "sparsity": 0.5, "rewind_epoch": 1}
+    (width,) = notebooks.find(["05"])
+    executions = batch.executions([n for n in ALL if n != width], values)
+    executions += batch.executions([width], of_widths)
+    table = batch.run_batch(sorted(executions, key=lambda e: e.name), tmp_path / "pages")
     assert list(table["problem"]) == [""] * len(ALL)
     for page in table["page"]:
         text = (tmp_path / "pages" / page).read_text()
