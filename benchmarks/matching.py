@@ -256,7 +256,8 @@ def weights(name: str, recipe: Recipe, images: Images, rebasin_path: Path | None
     table = []
     for label, seconds, state, note in found:
         inner = sum((state[t].double() * states[1][t].double()).sum().item() for t in entering)
-        middle = path(nets[0], state, states[1], [0.5], test, statistics=images.head(1000))[0]
+        samples = images.head(1000)
+        middle = path(nets[0], state, states[1], [0.5], test, "bn_reset", samples)[0]
         table.append(
             {
                 "net": name,
