@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def test_an_address_where_nobody_answers_is_refused(monkeypatch, tmp_path: Path)
     refused = pytest.raises(InputError, match=r"'tcp://.*:9': no scheduler answers there")
     with refused, connected:
         pass
+
+
+def test_a_local_worker_keeps_the_memory_that_it_frees_and_has_one_thread(tmp_path: Path):
+    where = cluster.Local(workers=1)
+    with cluster.connected(where, torch.device("cpu"), tmp_path) as client:
+        (environment,) = client.run(lambda: dict(os.environ)).values()
+    assert "MALLOC_TRIM_THRESHOLD_" not in environment
+    assert environment["OMP_NUM_THREADS"] == "1"
