@@ -178,6 +178,7 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         "distributed.scheduler.allowed-failures": where.allowed_failures,
         "distributed.worker.daemon": False,  # else a task could start no processes of its own
         "distributed.scheduler.worker-saturation": 1.0,  # who is free takes the next task
+        "distributed.worker.profile.enabled": False,  # it interrupts the training a hundred times/s
         # Dask has malloc hand back freed memory at once, which makes training 1.7 times as long.
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     }
