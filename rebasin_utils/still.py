@@ -156,6 +156,7 @@ def _scatter(axes: Axes, trace: go.Scatter, layout: go.Layout) -> None:
         "linestyle": _DASHES[trace.line.dash] if "lines" in mode else "none",
         "marker": _MARKERS.get(trace.marker.symbol or "circle", "o") if "markers" in mode else None,
         "markersize": (trace.marker.size or 7) * 0.6 if np.isscalar(trace.marker.size or 7) else 4,
+        "markeredgecolor": trace.marker.line.color,
         "linewidth": trace.line.width or 1.8,
         "alpha": trace.opacity,
     }
@@ -170,6 +171,8 @@ def _scatter(axes: Axes, trace: go.Scatter, layout: go.Layout) -> None:
         axes.errorbar(trace.x, trace.y, **bars, capsize=3, **style)
     else:
         axes.plot(trace.x, trace.y, **style)
+    if len(trace.x) > 5 and isinstance(trace.x[0], str):  # names of layers, too long side by side
+        axes.tick_params("x", labelrotation=20, labelsize=7)
     if "text" in mode and trace.text is not None:
         for x, y, text in zip(trace.x, trace.y, np.atleast_1d(trace.text), strict=False):
             axes.annotate(
