@@ -173,6 +173,8 @@ def _scatter(axes: Axes, trace: go.Scatter, layout: go.Layout) -> None:
         axes.plot(trace.x, trace.y, **style)
     if len(trace.x) > 5 and isinstance(trace.x[0], str):  # names of layers, too long side by side
         axes.tick_params("x", labelrotation=20, labelsize=7)
+        box = axes.get_position()
+        axes.set_position([box.x0, 0.20, box.width, box.y1 - 0.20])
     if "text" in mode and trace.text is not None:
         for x, y, text in zip(trace.x, trace.y, np.atleast_1d(trace.text), strict=False):
             axes.annotate(
