@@ -118,7 +118,7 @@ def copy_with(name: str, parameters: dict[str, object], folder: Path) -> None:
 
 
 def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(300):
+    for _ in range(900):
         assert server.poll() is None, log.read_text()
         try:
             urlopen(address).close()
@@ -131,7 +131,7 @@ def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60 * SECONDS)
+    page.set_default_timeout(180 * SECONDS)
     yield page
     page.close()
 
