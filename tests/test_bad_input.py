@@ -56,9 +56,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 COMMANDS = [
-    (["run", "--preset", "nonsense"], "preset = 'nonsense': choose one of smoke, smoke-widths, pocket"),
-    (["run", "--preset", "../smoke"], "preset = '../smoke': choose one of smoke, smoke-widths, pocket"),
-    (["plan", "--preset", ""], "preset = '': choose one of smoke, smoke-widths, pocket"),
+    (["run", "--preset", "nonsense"], "preset = 'nonsense': choose one of smoke, smoke-w"),
+    (["run", "--preset", "../smoke"], "preset = '../smoke': choose one of smoke, smoke-w"),
+    (["plan", "--preset", ""], "preset = '': choose one of smoke, smoke-w"),
     (["plan", "--set", "seeds=-1"], "seeds = -1: must be greater than or equal to 1"),
     (["status", "--preset", "smoke", "--device", "abacus"], "device = 'abacus': not available"),
     ([*RUN, "--workers", "0"], "workers = 0: must be at least 1"),
@@ -87,7 +87,7 @@ NOTEBOOKS = [
     (notebook("04", "-p", "sparsity", "NaN"), "sparsity = nan: must be"),
     (notebook("04", "-p", "seeds", "0"), "seeds = 0: must be greater than or equal to 1"),
     (notebook("04", "-p", "seeds", "2.5"), "seeds = 2.5: 04-naive-permuted-lth expects int | None"),
-    (notebook("04", "-p", "preset", "pokcet"), "preset = 'pokcet': choose one of smoke, smoke-widths, pocket"),
+    (notebook("04", "-p", "preset", "pokcet"), "preset = 'pokcet': choose one of smoke, smoke-w"),
     (notebook("04", "-p", "store", "7"), "store = 7: 04-naive-permuted-lth expects str"),
     (notebook("04", "-p", "seeds", "2", "-p", "seeds", "3"), "seeds = '2': given twice"),
     (notebook("04", "-p", "seeds", "2", "-g", "seeds", "3,4"), "seeds: give it one value or"),
