@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import nbformat
 import pytest
@@ -38,7 +38,7 @@ SETTINGS = {
 #: Arguments without which Chromium does not start for root, or asks the network for things.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-quic",
              "--no-first-run", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync"]  # fmt: skip
+             "--disable-sync", "--no-proxy-server"]  # fmt: skip
 SECONDS = 1000  # playwright counts in milliseconds
 
 CONNECTED = """() => {
@@ -118,10 +118,11 @@ def copy_with(name: str, parameters: dict[str, object], folder: Path) -> None:
 
 
 def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    direct = build_opener(ProxyHandler({}))  # a proxy of the environment does not know this machine
     for _ in range(900):
         assert server.poll() is None, log.read_text()
         try:
-            urlopen(address).close()
+            direct.open(address).close()
             return
         except URLError:
             time.sleep(0.2)
