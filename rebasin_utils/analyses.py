@@ -14,9 +14,11 @@ from torch import nn
 from rebasin_utils import diversity, interpolation, masks, repair
 from rebasin_utils.data import Images, in_order
 from rebasin_utils.interpolation import Correction
+from rebasin_utils.masks import State
 from rebasin_utils.permutation import permute
 from rebasin_utils.plan import Node
 from rebasin_utils.plane import Plane, survey
+from rebasin_utils.repair import Statistics
 from rebasin_utils.training import Metrics, predict
 
 if TYPE_CHECKING:
@@ -42,16 +44,20 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
     """The path from A, permuted or not, to B, with and without correction; collapse at its middle.
 
     `paths`: path, correction, split, and accuracy and loss at every one of `alphas`. `variances`:
-    path, correction, layer, and the variance at α = 0.5 relative to what lies between the ends',
-    measured on test images.
+    path, correction, split, layer, and the variance at α = 0.5 relative to what lies between the
+    ends'; "train" are the images on which the corrections measured.
     """
     moving, reference = (study.state(parent) for parent in node.parents[:2])
     matched = permute(study.spec, study.permutation(node.seed), moving)
-    held_out = [x for x, _ in in_order(_splits(study)["test"].head(2000), 2000)]
+    measured_on = {"test": _splits(study)["test"].head(2000), "train": _samples(study)}
     paths, variances = [], []
     for name, first in (("unmatched", moving), ("matched", matched)):
-        ends = [repair.statistics(study.model, end, held_out) for end in (first, reference)]
-        wanted = repair.lerp_statistics(*ends, 0.5)
+        wanted = {
+            split: repair.lerp_statistics(
+                *(_statistics(study, end, images) for end in (first, reference)), 0.5
+            )
+            for split, images in measured_on.items()
+        }
         for correction in corrections(study.model):
             at = interpolation.merger(study.model, first, reference, correction, _samples(study))
             states = [at(alpha) for alpha in study.settings.alphas]
@@ -59,11 +65,13 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
                 points = _finite(interpolation.evaluate(study.model, states, images))
                 kind = {"path": name, "correction": correction, "split": split}
                 paths.append({**kind, "points": points})
-            found = repair.statistics(study.model, at(0.5), held_out)
-            variances += [
-                {"path": name, "correction": correction, "layer": layer, "ratio": ratio}
-                for layer, ratio in repair.variance_ratios(found, wanted).items()
-            ]
+            for split, images in measured_on.items():
+                found = _statistics(study, at(0.5), images)
+                kind = {"path": name, "correction": correction, "split": split}
+                variances += [
+                    {**kind, "layer": layer, "ratio": ratio}
+                    for layer, ratio in repair.variance_ratios(found, wanted[split]).items()
+                ]
     return {"alphas": list(study.settings.alphas), "paths": paths, "variances": variances}
 
 
@@ -130,6 +138,10 @@ MEASURE = {
     "diversity": ensemble,
     "plane": plane,
 }
+
+
+def _statistics(study: Study, state: State, images: Images) -> Statistics:
+    return repair.statistics(study.model, state, (x for x, _ in in_order(images, 2000)))
 
 
 def _samples(study: Study) -> Images:

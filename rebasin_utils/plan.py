@@ -36,7 +36,7 @@ STAGES = (
 ANALYSES = ("connectivity", "segment", "diversity", "plane")
 
 #: Raised by one whenever a stage would compute something else from the same settings.
-VERSIONS = dict.fromkeys(STAGES, 1) | dict.fromkeys(("dense", "rewind", "connectivity"), 2)
+VERSIONS = dict.fromkeys(STAGES, 1) | {"dense": 2, "rewind": 2, "connectivity": 3}
 
 ROLES = ("A", "B")
 

@@ -88,9 +88,11 @@ def _pocket_resnet(width: int) -> Settings:
         seeds=3,
         dense=Recipe(epochs=6, lr=0.08),
         imp=Recipe(epochs=1, lr=0.02),
-        methods=(),
+        sparsities=(0.90,),
+        rewind_epochs=(2,),
+        methods=("lth", "naive", "permuted"),
         path_samples=600,
-        statistics_samples=600,
+        statistics_samples=4000,
     )
 
 

@@ -95,15 +95,18 @@ def _path_name(path: dict) -> str:
     return path["path"] if correction == "none" else f"{path['path']}_{correction}"
 
 
-def variances(study: Study) -> pd.DataFrame:
+def variances(study: Study, split: str = "test") -> pd.DataFrame:
     """Variance of every layer halfway from A to B, relative to the ends': seed, path, layer, ratio.
 
-    Below 1 it has collapsed (Jordan et al. 2023, Section 3). Measured on test images.
+    Below 1 it has collapsed (Jordan et al. 2023, Section 3).
+
+    split: measured on "test" images, or on the "train" images that the corrections measured, too.
     """
     rows = [
         {"seed": seed, "path": _path_name(each), "layer": each["layer"], "ratio": each["ratio"]}
         for seed in range(study.settings.seeds)
         for each in study.load(study.plan.connectivity(seed)).record["metrics"]["variances"]
+        if each["split"] == split
     ]
     return pd.DataFrame(rows)
 

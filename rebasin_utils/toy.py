@@ -127,7 +127,7 @@ class Setup:
     b2: float = 0.6
     prune: str = MASKS[0]
     lr: float = 0.05
-    steps: int = 200
+    steps: int = 100
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2", "b1", "b2"):

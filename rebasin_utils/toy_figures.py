@@ -16,16 +16,23 @@ from plotly.graph_objects import Scatter, Scatter3d
 
 from rebasin_utils import toy, toy_rewind, toy_widths
 from rebasin_utils.interpolation import barrier
-from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, lay_out, save
+from rebasin_utils.style import COLOURS, PATHS, SYMBOLS, add_slider, blank, lay_out, save
 from rebasin_utils.tables import METHOD_NAMES
-from rebasin_utils.toy import HIGH, LOW, NAMES, Run, Story
+from rebasin_utils.toy import HIGH, LOW, NAMES, Run, Setup, Story
 from rebasin_utils.toy_rewind import METHODS, SOLVED
 
 #: The lowest loss that is told apart from zero.
 FLOOR = 0.01
 #: Pale where the loss is low, so that the methods' colours stand out.
 HEIGHTS = [[0, "#FFFFFF"], [0.35, "#EDF1F6"], [0.7, "#BCC7D6"], [1, "#75869E"]]
-TICKS = [0.01, 0.1, 1, 10, 50]
+_TICKS = {
+    "tickvals": [math.log10(loss) for loss in (0.01, 0.1, 1, 10, 50)],
+    "ticktext": ["0.01", "0.1", "1", "10", "50"],
+}
+#: A circle of Bézier curves, radius 12 pixels.
+RING = (
+    "M12,0C12,6.6,6.6,12,0,12C-6.6,12,-12,6.6,-12,0C-12,-6.6,-6.6,-12,0,-12C6.6,-12,12,-6.6,12,0Z"
+)
 #: Equal with respect to their ends: a factor that is no finding.
 ALIKE = 2.0
 
@@ -41,53 +48,72 @@ def save_all(folder: Path) -> None:
 
 
 def landscape(story: Story) -> go.Figure:
-    """The loss over the plane of the two weights, and the story's five descents through it."""
+    """The loss over the plane of the weights, from above and as a surface, with the descents."""
+    figure, solid = above(story), surface(story)
+    figure.add_traces(solid.data)
+    figure.update_traces(colorbar_x=0.475, selector=dict(type="contour"))
+    figure.update_xaxes(domain=[0, 0.46])
+    solid.layout.scene.domain = dict(x=[0.56, 1], y=[0, 1])
+    figure.update_layout(
+        title_text=finding(story), width=1000, height=590, margin_t=90, scene=solid.layout.scene
+    )
+    return figure
+
+
+def above(story: Story) -> go.Figure:
+    """The landscape's contours, and the story's five descents through them."""
     axis, loss = toy.landscape()
-    height = _height(loss)
-    ticks = dict(tickvals=[math.log10(t) for t in TICKS], ticktext=[f"{t:g}" for t in TICKS])
-    figure = go.Figure()
-    lay_out(figure, "weight w₁", "weight w₂")
+    figure = blank("weight w₁", "weight w₂")
     figure.add_contour(
         x=axis,
         y=axis,
-        z=height,
+        z=_height(loss),
         colorscale=HEIGHTS,
         contours=dict(start=-2, end=1.75, size=0.25),
         line=dict(color="#FFFFFF", width=0.7),
-        colorbar=dict(title="loss", x=0.475, thickness=12, **ticks),
-        hoverinfo="skip",
-    )
-    coarse = slice(None, None, 2)  # a surface is slow to draw without a graphics card
-    figure.add_surface(
-        x=axis[coarse],
-        y=axis[coarse],
-        z=height[coarse, coarse],
-        colorscale=HEIGHTS,
-        showscale=False,
+        colorbar=dict(title="loss", thickness=12, **_TICKS),
         hoverinfo="skip",
     )
     figure.add_trace(_line((LOW, LOW), (HIGH, HIGH), "mirror", "dot"))
     figure.add_traces(descents(story))
-    figure.update_xaxes(domain=[0, 0.46], range=[LOW, HIGH], showgrid=False)
+    figure.update_xaxes(range=[LOW, HIGH], showgrid=False)
     figure.update_yaxes(range=[LOW, HIGH], showgrid=False)
     figure.update_layout(
-        title_text=finding(story),
-        width=1000,
-        height=590,
-        legend=dict(orientation="h", x=0, y=-0.14),
+        width=560, height=580, margin_t=20, legend=dict(orientation="h", x=0, y=-0.17)
+    )
+    return figure
+
+
+def surface(story: Story) -> go.Figure:
+    """The landscape as a surface, and the story's five descents on it."""
+    axis, loss = toy.landscape()
+    coarse = slice(None, None, 2)  # a surface is slow to draw without a graphics card
+    figure = blank("", "")
+    figure.add_surface(
+        x=axis[coarse],
+        y=axis[coarse],
+        z=_height(loss)[coarse, coarse],
+        colorscale=HEIGHTS,
+        showscale=False,
+        hoverinfo="skip",
+    )
+    figure.add_traces(slopes(story))
+    figure.update_layout(
+        width=440,
+        height=480,
+        margin=dict(l=0, r=0, t=20, b=0),
         scene=dict(
-            domain=dict(x=[0.56, 1], y=[0, 1]),
             xaxis=dict(title="w₁", tickfont_size=11),
             yaxis=dict(title="w₂", tickfont_size=11),
-            zaxis=dict(title="", tickfont_size=11, **ticks),
+            zaxis=dict(title="", tickfont_size=11, **_TICKS),
             camera=dict(eye=dict(x=1.05, y=1.05, z=2.2), center=dict(x=0, y=0, z=-0.15)),
         ),
     )
     return figure
 
 
-def descents(story: Story) -> list[Scatter | Scatter3d]:
-    """All traces of the landscape that change with the story; always as many, in one order."""
+def descents(story: Story) -> list[Scatter]:
+    """All traces from above that change with the story; always as many, in one order."""
     first, second = story.runs["naive"].mask, story.runs["permuted"].mask
     names = ("mask", "π(mask)") if story.swapped else ("mask = π(mask)", "")
     masks = [_mask_line(mask, name) for mask, name in zip((first, second), names, strict=True)]
@@ -95,6 +121,39 @@ def descents(story: Story) -> list[Scatter | Scatter3d]:
         *masks,
         _mirrored(story.runs["A"], story.swapped),
         *(trace for name, run in story.runs.items() for trace in _descent(name, run)),
+    ]
+
+
+def slopes(story: Story) -> list[Scatter3d]:
+    """The descents on the surface: always as many, in one order."""
+    return [
+        Scatter3d(
+            x=run.path[:, 0],
+            y=run.path[:, 1],
+            z=_height(run.losses) + 0.05,
+            mode="lines",
+            line=dict(color=COLOURS[run.method], width=7),
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        for run in story.runs.values()
+    ]
+
+
+def handles(setup: Setup) -> list[dict]:
+    """A ring around the init of A and one around that of B, to take hold of."""
+    return [
+        dict(
+            type="path",  # a path can be moved and, unlike a circle, not be resized
+            path=RING,
+            xsizemode="pixel",
+            ysizemode="pixel",
+            xanchor=w1,
+            yanchor=w2,
+            line=dict(color=COLOURS["dense"], width=2),
+            fillcolor="rgba(255, 255, 255, 0.55)",
+        )
+        for w1, w2 in ((setup.a1, setup.a2), (setup.b1, setup.b2))
     ]
 
 
@@ -136,7 +195,7 @@ def _mirrored(run: Run, visible: bool) -> Scatter:
     )
 
 
-def _descent(name: str, run: Run) -> list[Scatter | Scatter3d]:
+def _descent(name: str, run: Run) -> list[Scatter]:
     """From the init to where the mask puts it (dotted), down step by step, and the end marked."""
     colour, start, end = COLOURS[run.method], run.path[0], run.path[-1]
     dense = run.method == "dense"
@@ -170,14 +229,6 @@ def _descent(name: str, run: Run) -> list[Scatter | Scatter3d]:
             name=f"{NAMES[name]}: loss {_number(run.end)}",
             marker=dict(color=colour, size=14, symbol=SYMBOLS.get(run.method, "star")),
             hoverinfo="name",
-        ),
-        Scatter3d(
-            x=run.path[:, 0],
-            y=run.path[:, 1],
-            z=_height(run.losses) + 0.05,
-            mode="lines",
-            line=dict(color=colour, width=7),
-            **quiet,
         ),
     ]
 

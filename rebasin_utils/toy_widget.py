@@ -1,16 +1,19 @@
-"""The toy landscape under the reader's hands: sliders, and a figure and a table that follow them.
+"""The toy landscape under the reader's hands: sliders and rings to drag, figures that follow them.
 
-The figure is a plotly widget, of which only what changes is sent: it follows a slider at once. What
-a notebook keeps of it is an ordinary figure with a still picture, for viewers without a kernel.
+What a notebook keeps of them is an ordinary figure with a still picture, for viewers without a
+kernel.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import ipywidgets
 from IPython.display import display
 from plotly.graph_objects import FigureWidget
+from plotly.graph_objs import Layout
 
 from rebasin_utils import style, toy, toy_figures
 from rebasin_utils.lab import as_html
@@ -19,6 +22,12 @@ from rebasin_utils.toy import HIGH, LOW, Setup, Story
 #: What changes in a trace when a control is moved; the rest is not sent again.
 MOVING = {"x", "y", "z", "name", "text", "visible"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
+INITS = ("a1", "a2", "b1", "b2")
+STEP = 0.05  # of an init's slider
+
+#: Seconds without a move after which the surface follows: without a graphics card it takes half a
+#: second to draw, and the contours should not wait for it.
+REST = 0.3
 
 
 def explore(setup: Setup) -> dict[str, ipywidgets.Widget]:
@@ -27,35 +36,85 @@ def explore(setup: Setup) -> dict[str, ipywidgets.Widget]:
     Returns:
         The controls by the names of the fields of `Setup`; setting a value redraws, too.
     """
-    controls = _controls(setup)
-    box = _arranged(controls)
-    hint = "Run the notebook: its sliders appear here."
-    display({WIDGET: {"model_id": box.model_id}, "text/plain": hint}, raw=True)
-    story = toy.tell(setup)
-    drawn = toy_figures.landscape(story)
-    figure = FigureWidget(drawn)
-    shown = {WIDGET: {"model_id": figure.model_id}}
-    display(shown | style.live(drawn) | style.picture(drawn), raw=True)
-    table = display(as_html(story.summary()), display_id=True)
-
-    def redraw(change: dict | None = None) -> None:
-        story = toy.tell(Setup(**{name: control.value for name, control in controls.items()}))
-        _redraw(figure, story)
-        table.update(as_html(story.summary()))
-
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    return controls
+    return _Explorer(setup).controls
 
 
-def _redraw(figure: FigureWidget, story: Story) -> None:
-    """Put the story's descents in the place of those on display."""
-    moving = toy_figures.descents(story)
-    with figure.batch_update():
-        for old, new in zip(figure.data[-len(moving) :], moving, strict=True):
-            for name in MOVING & set(new):
-                old[name] = new[name]
-        figure.layout.title.text = toy_figures.finding(story)
+class _Explorer:
+    """The controls, and what is drawn at their values."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.controls = _controls(setup)
+        self.story = toy.tell(setup)
+        self.above = FigureWidget(toy_figures.above(self.story))
+        self.above.layout.shapes = toy_figures.handles(setup)
+        self.above._config = self.above._config | {"edits": {"shapePosition": True}}
+        self.surface = FigureWidget(toy_figures.surface(self.story))
+        self.title = ipywidgets.HTML(_as_title(self.story))
+        self._display()
+        self._later: asyncio.TimerHandle | None = None
+        self._listens = True
+        self.above.layout.on_change(self._dropped, "shapes")
+        for control in self.controls.values():
+            control.observe(self._redraw, names="value")
+
+    def _display(self) -> None:
+        controls = _arranged(self.controls)
+        hint = "Run the notebook: its sliders appear here."
+        display({WIDGET: {"model_id": controls.model_id}, "text/plain": hint}, raw=True)
+        box = ipywidgets.VBox([self.title, ipywidgets.HBox([self.above, self.surface])])
+        figure = toy_figures.landscape(self.story)
+        shown = {WIDGET: {"model_id": box.model_id}}
+        display(shown | style.live(figure) | style.picture(figure), raw=True)
+        self.table = display(as_html(self.story.summary()), display_id=True)
+
+    def _redraw(self, change: dict | None = None) -> None:
+        """Tell the story anew from the controls' values and show it."""
+        if not self._listens:
+            return
+        self.story = toy.tell(Setup(**{name: c.value for name, c in self.controls.items()}))
+        self._listens = False  # to the rings, which are moved here
+        with self.above.batch_update():
+            _replace(self.above, toy_figures.descents(self.story))
+            self.above.layout.shapes = toy_figures.handles(self.story.setup)
+        self._listens = True
+        self.title.value = _as_title(self.story)
+        self.table.update(as_html(self.story.summary()))
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # outside of a notebook
+            self._redraw_surface()
+            return
+        if self._later:
+            self._later.cancel()
+        self._later = loop.call_later(REST, self._redraw_surface)
+
+    def _redraw_surface(self) -> None:
+        with self.surface.batch_update():
+            _replace(self.surface, toy_figures.slopes(self.story))
+
+    def _dropped(self, layout: Layout, rings: Sequence[Layout.Shape]) -> None:
+        """A ring was dragged: bring the sliders to where it is, and draw once."""
+        if not self._listens:
+            return
+        where = [at for ring in rings for at in (ring.xanchor, ring.yanchor)]
+        self._listens = False
+        for name, at in zip(INITS, where, strict=True):
+            self.controls[name].value = min(max(STEP * round(at / STEP), LOW), HIGH)
+        self._listens = True
+        self._redraw()
+
+
+def _replace(figure: FigureWidget, moving: list) -> None:
+    """Put these traces in the place of those at the figure's end."""
+    for old, new in zip(figure.data[-len(moving) :], moving, strict=True):
+        for name in MOVING & set(new):
+            old[name] = new[name]
+
+
+def _as_title(story: Story) -> str:
+    finding, _, details = toy_figures.finding(story).partition("<br>")
+    details = details.removeprefix("<sup>").removesuffix("</sup>")
+    return f"<b style='font-size: 18px'>{finding}</b><br><span>{details}</span>"
 
 
 def _controls(setup: Setup) -> dict[str, ipywidgets.Widget]:
@@ -66,10 +125,10 @@ def _controls(setup: Setup) -> dict[str, ipywidgets.Widget]:
             values[name],
             min=LOW,
             max=HIGH,
-            step=0.05,
+            step=STEP,
             description=f"{name[0].upper()}: w{'₁₂'[int(name[1]) - 1]}",
         )
-        for name in ("a1", "a2", "b1", "b2")
+        for name in INITS
     }
     controls["prune"] = ipywidgets.Dropdown(
         options=toy.MASKS, value=setup.prune, description="prune"

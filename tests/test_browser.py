@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
@@ -50,8 +51,15 @@ CODE_CELLS = """() => {
   return cells.filter(c => c.type === 'code').map(c => c.toJSON());
 }"""
 #: Everything that a plotly figure draws, and its title.
-DRAWN = """plot => JSON.stringify([plot.layout.title.text, plot.data.map(trace => [
+DRAWN = """plot => JSON.stringify([plot.layout.title?.text, plot.data.map(trace => [
   trace.name, trace.visible, Array.from(trace.x), Array.from(trace.y)])])"""
+
+#: `window.redrawn` will be the milliseconds from now until the plot has been drawn again.
+AWAIT_REDRAW = """plot => {
+  const start = performance.now();
+  window.redrawn = new Promise(
+    done => plot.once('plotly_afterplot', () => done(performance.now() - start)));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +163,7 @@ def shoot(page: Page, folder: Path, name: str) -> None:
     page.screenshot(path=folder / f"{name}.png")
 
 
-def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, tmp_path: Path):
+def test_moving_an_init_in_notebook_01_moves_its_descent(page: Page, lab: str, tmp_path: Path):
     run_all(page, lab, "01-toy-landscape")
     plot = page.locator(".js-plotly-plot").first
     slider = page.locator(".widget-slider", has_text="B: w₁")
@@ -163,8 +171,14 @@ def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, 
     shoot(page, tmp_path, "01")
     before = plot.evaluate(DRAWN)
     slider.locator(".noUi-handle").focus()
+    seconds = []
     for _ in range(26):
+        plot.evaluate(AWAIT_REDRAW)
         page.keyboard.press("ArrowRight")
+        seconds.append(page.evaluate("() => window.redrawn") / SECONDS)
+    print(
+        f"from a slider's move to the redrawn contours: {median(seconds):.2f} s, the median of 26"
+    )
     init = float(slider.locator(".widget-readout").inner_text())
     assert init == pytest.approx(0.4)
     page.wait_for_function(
@@ -174,6 +188,18 @@ def test_moving_the_init_in_notebook_01_moves_its_descent(page: Page, lab: str, 
     )
     assert plot.evaluate(DRAWN) != before
     shoot(page, tmp_path, "01-moved")
+    at = page.locator(".shapelayer path[data-index='0']").bounding_box()
+    drag(page, at["x"] + at["width"] / 2, at["y"] + at["height"] / 2, by=40)
+    slider = page.locator(".widget-slider", has_text="A: w₁").element_handle()
+    page.wait_for_function("slider => Number(slider.innerText.match(/\\S+$/)) > 1", arg=slider)
+    shoot(page, tmp_path, "01-dragged")
+
+
+def drag(page: Page, x: float, y: float, by: float) -> None:
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + by, y - by, steps=5)
+    page.mouse.up()
 
 
 def test_moving_the_sparsity_in_notebook_04_shows_other_runs(page: Page, lab: str, tmp_path: Path):
