@@ -21,6 +21,11 @@ def draw_all(studies: Sequence[Study], folder: Path) -> None:
     for model, rows in middles.groupby("model"):
         if rows["width"].nunique() > 1:
             save(maps.midpoint_by_width(rows), folder, f"{model}-midpoint-by-width", rows)
+            same = [study for study in studies if study.settings.model == model]
+            cell = next((s.settings.cell for s in same if s.settings.looks_closer), None)
+            if cell:
+                gaps = tables.gaps_by_width(same, *cell)
+                save(maps.gaps_by_width(gaps), folder, f"{model}-gaps-by-width", gaps)
 
 
 def _draw(study: Study, folder: Path) -> None:

@@ -65,7 +65,6 @@ def _one_cell(
         tickets_of_b=False,
         alphas=(0.0, 0.25, 0.5, 0.75, 1.0),
         paths_to_every_round=False,
-        cell=None,
         match_epochs=(),
         ensemble_size=0,
         plane_points=0,
@@ -91,8 +90,9 @@ def _pocket_resnet(width: int) -> Settings:
         sparsities=(0.90,),
         rewind_epochs=(2,),
         methods=("lth", "naive", "permuted"),
+        cell=(0.90, 2),
         path_samples=600,
-        statistics_samples=4000,
+        statistics_samples=600,
     )
 
 

@@ -397,7 +397,7 @@ def of_all(studies: Sequence[Study]) -> Iterator[tuple[str, pd.DataFrame]]:
     for model, several in groupby(sorted(studies, key=_by_model), key=lambda s: s.settings.model):
         several = list(several)
         if len(several) > 1:
-            cell = next((s.settings.cell for s in several if s.settings.cell), (0.9, 0))
+            cell = next((s.settings.cell for s in several if s.settings.looks_closer), (0.9, 0))
             yield f"{model}, width", of_widths(several, *cell)
 
 

@@ -159,6 +159,15 @@ def test_the_imp_trunk_is_shared_by_all_sparsities():
     assert [n.round.number for n in trunk] == list(range(ninety.round.number - 1, 0, -1))
 
 
+def test_two_targets_may_have_one_ticket_and_never_one_run():
+    plan = Plan(BASE.with_values(sparsities=(0.36, 0.362), imp_tolerance=0.005))
+    tickets, runs = (
+        {make(sparsity).key.digest for sparsity in (0.36, 0.362)}
+        for make in (lambda s: plan.ticket("A", 0, s), lambda s: plan.sparse("naive", s, 0, 0))
+    )
+    assert (len(tickets), len(runs)) == (1, 2)
+
+
 def test_seeds_are_functions_of_their_names():
     names = [("init", role, seed) for role in "AB" for seed in range(500)]
     names += [("data", role, seed) for role in "AB" for seed in range(500)]

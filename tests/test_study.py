@@ -512,6 +512,8 @@ def test_a_diverged_net_is_recorded_and_stops_what_needs_it(tiny, tmp_path):
     assert table["test_loss"].isna().all()
     with pytest.raises(InputError, match=r"net A of pair 0 diverged.*dense\.lr") as raised:
         run(wild, stages=["matching"])
+    with pytest.raises(InputError, match=r"net A of pair 0 diverged"):
+        run(wild, stages=["imp"])
     again = pickle.loads(pickle.dumps(raised.value))  # a worker hands it to its driver
     assert (type(again), str(again)) == (InputError, str(raised.value))
 
