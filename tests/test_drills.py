@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,28 @@ def test_a_disk_that_cannot_be_written_is_said_before_work_and_can_still_be_look
     remount(small_disk, "rw")
     study = Study(finished.settings, small_disk / "store")
     run(study, workers=1, quiet=True)
+    assert_equal_to(finished, study)
+
+
+def test_a_disk_that_turns_read_only_stops_the_run_and_the_next_run_goes_on(finished, small_disk):
+    remount(small_disk, "size=100m")
+    study = Study(finished.settings, small_disk / "store")
+
+    def protect() -> None:  # once something is stored, and at a moment when no file is written
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            stored = any(study.store.root.glob("sparse/*/record.json"))
+            if stored and not subprocess.run(["mount", "-o", "remount,ro", small_disk]).returncode:
+                return
+
+    thread = threading.Thread(target=protect)
+    thread.start()
+    with pytest.raises(StoreError, match=r"cannot be written \(Read-only file system\)"):
+        run(study, quiet=True, cluster=None)
+    thread.join()
+    remount(small_disk, "rw")
+    assert list(inventory.damaged(study.store)) == []
+    assert run(study, quiet=True, cluster=None) > 0
     assert_equal_to(finished, study)
 
 
