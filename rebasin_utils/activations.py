@@ -2,18 +2,21 @@
 
 Two nets can so be run in step, and no more is kept of either than a forward keeps. What runs is a
 copy made for speed: in channels-last memory, where convolutions are fast and the matrices below are
-views, and with eval-mode batch norms folded into the convolutions before them (Jacob et al. 2018,
-Section 3.2). Both change an activation by rounding error only.
+views, with eval-mode batch norms folded into the convolutions before them (Jacob et al. 2018,
+Section 3.2), and with additions and ReLUs that overwrite what only they look at. All this changes
+an activation by rounding error only.
 """
 
 from __future__ import annotations
 
+import operator
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rebasin_utils.errors import InputError
@@ -65,7 +68,9 @@ def _tapped_nodes(graph: fx.GraphModule, spec: PermutationSpec) -> dict[fx.Node,
                 f"{group.tap.place}): the spec was traced from another architecture"
             )
     tapped = {nodes[group.tap.node] for group in spec.groups.values()}
-    nodes |= _fold_batch_norms(graph, tapped)
+    folded = _fold_batch_norms(graph, tapped)
+    _overwrite(graph, folded.values())
+    nodes |= folded
     taps = defaultdict(list)
     for name, group in spec.groups.items():
         taps[nodes[group.tap.node]].append(name)
@@ -95,15 +100,48 @@ def _fold_batch_norms(graph: fx.GraphModule, tapped: set[fx.Node]) -> dict[str, 
         if (
             [type(m) for m in pair] == [nn.Conv2d, nn.BatchNorm2d]
             and pair[1].running_mean is not None
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in pair)
+            and not any(_hooked(m) for m in pair)
             and calls[conv.target] == calls[norm.target] == 1
             and len(conv.users) == 1
             and conv not in tapped
         ):
             graph.set_submodule(conv.target, fuse_conv_bn_eval(*pair))
             norm.replace_all_uses_with(conv)
+            graph.graph.erase_node(norm)
             stands_for[norm.name] = conv
     return stands_for
+
+
+def _overwrite(graph: fx.GraphModule, folded: Iterable[fx.Node]) -> None:
+    """Let additions and ReLUs write into an input that is made anew and that nothing else uses.
+
+    Memory that is fresh from the system costs more than the sum of two activations.
+    """
+    modules = dict(graph.named_modules())
+    own = set(folded)  # nodes whose results share no memory with anything
+    for node in graph.graph.nodes:
+        free = next((x for x in node.all_input_nodes if x in own and len(x.users) == 1), None)
+        if free is None:
+            continue
+        called = modules[node.target] if node.op == "call_module" else node.target
+        if called in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
+            other = node.args[int(node.args[0] is free)]
+            node.target, node.args = _added, (free, other)
+        elif called in (torch.relu, F.relu) or (type(called) is nn.ReLU and not _hooked(called)):
+            node.op, node.target, node.args, node.kwargs = "call_function", F.relu_, (free,), {}
+        else:
+            continue
+        own.add(node)
+
+
+def _added(x: Tensor, y: Tensor | float) -> Tensor:
+    """The sum, in the memory of x where it fits."""
+    fits = isinstance(y, Tensor) and (y.shape, y.dtype) == (x.shape, x.dtype)
+    return x.add_(y) if fits else x + y
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _placed(x: Tensor, like: Tensor | None) -> Tensor:

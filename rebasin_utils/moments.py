@@ -91,21 +91,21 @@ class Moments:
         squares = [square_b, square_a]
         stds = [(q - m.square()).clamp_min_(0).sqrt_() for q, m in zip(squares, means, strict=True)]
         dead = [s <= DEAD * m.abs() for s, m in zip(stds, full, strict=True)]
-        covariance = products.sub_(_outer(means))
+        covariance = products.addcmul_(*_sides(means), value=-1)  # in place: it is large
         covariance.mT[dead[1]] = 0.0
         covariance[dead[0]] = 0.0
         if self.objective == "covariance":
             result = covariance
         elif self.objective == "inner_product":
-            result = covariance.add_(_outer(full))
+            result = covariance.addcmul_(*_sides(full))
         elif self.std == "mean_of_batches":
-            result = covariance.div_(
-                _outer([s.cpu() / self._batches for s in self._batch_stds]).add_(1e-4)
-            )
+            b, a = _sides([s.cpu() / self._batches for s in self._batch_stds])
+            result = covariance.div_(b * a + 1e-4)
         else:
-            scales = [s.masked_fill(d, 1.0) for s, d in zip(stds, dead, strict=True)]
-            result = covariance.div_(_outer(scales))
-        return result.mean(0).numpy(), max(int(d.all(0).sum()) for d in dead)
+            b, a = _sides([s.masked_fill(d, 1.0) for s, d in zip(stds, dead, strict=True)])
+            result = covariance.div_(b).div_(a)
+        result = result.mean(0) if len(result) > 1 else result[0]
+        return result.numpy(), max(int(d.all(0).sum()) for d in dead)
 
 
 def _by_slot(x: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ def _by_slot(x: Tensor) -> Tensor:
     return x[None] if x.ndim == 2 else x.movedim(2, 0)
 
 
-def _outer(pair: list[Tensor]) -> Tensor:
-    """[slots, n], [slots, m] -> [slots, n, m]."""
-    return pair[0][:, :, None] * pair[1][:, None, :]
+def _sides(pair: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """[slots, n], [slots, m] -> [slots, n, 1], [slots, 1, m]: an operation on both is outer."""
+    return pair[0][:, :, None], pair[1][:, None, :]
 
 
 def _added(total: list[Tensor], more: list[Tensor]) -> list[Tensor]:

@@ -305,10 +305,29 @@ class Overwrites(nn.Module):
         return self.head(torch.relu(self.hidden(x)))
 
 
+class Shares(nn.Module):
+    """Batch norms' results that may not be overwritten: one goes into a ReLU with its own hook,
+    one is used twice, and one is too small for the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.hooked, self.twice, self.small = (
+            nn.Sequential(nn.Conv2d(c, 6, 1), nn.BatchNorm2d(6)) for c in (1, 6, 6)
+        )
+        self.relu, self.head = nn.ReLU(), nn.Conv2d(6, 2, 1)
+        self.relu.register_forward_hook(lambda module, inputs, output: output + inputs[0])
+
+    def forward(self, x):
+        x = self.twice(self.relu(self.hooked(x)))
+        x = torch.relu(x) + x
+        return self.head(self.small(x.mean((2, 3), keepdim=True)) + x)
+
+
 NETS = {
     "resnet8": lambda: models.build("resnet8", SHAPE, 10),
     "pruned": lambda: pruned(models.build("resnet8", SHAPE, 10)),
     "overwrites": Overwrites,
+    "shares": Shares,
     "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(),
     "mobilenet": lambda: torchvision.models.mobilenet_v3_small(),
 }
