@@ -15,6 +15,8 @@ Four ways to train the same nets with the same masks on the same data, batch siz
 * careful, in processes: the same, one process of one thread per core.
 * ours: `train_many`, on a CPU in one process of one thread per core.
 
+Processes of one thread keep the memory that they free, as the workers of a study do.
+
 Images per second are of wall-clock time and all runs together; processes are started and data are
 loaded before the clock starts (the workers of a `DataLoader` are not: they start with each epoch).
 The limit is the speed of a large float32 matrix product on the same cores, measured here, divided
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +36,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -47,6 +51,7 @@ from torchvision import transforms
 
 from rebasin_utils import data, masks, models
 from rebasin_utils.data import SOURCES, Batches, Images
+from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.plan import STAGES, Plan
 from rebasin_utils.presets import preset
 from rebasin_utils.training import Job, Recipe, evaluate, train_many
@@ -226,6 +231,9 @@ class Machine:
                 ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,))
                 for _ in range(self.workers)
             ]
+            with patch.dict(os.environ, KEEP_MEMORY):  # as they are when the processes start
+                for pool in self.pools:
+                    pool.submit(int).result()
         torch.set_num_threads(self.workers)
         self.ways: dict[str, Callable[[Case, Sequence[int]], list[masks.State]]] = {
             "naive": lambda case, seeds: naive(case, seeds, device, self.workers),

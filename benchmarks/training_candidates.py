@@ -3,18 +3,21 @@
     python benchmarks/training_candidates.py        about three minutes on one core
 
 (a) One residual net: the ways that PyTorch offers to compute its step. (b) Plain chains of linear
-layers: how many runs to stack. CPU time of one thread, the shortest of several rounds in turn.
+layers: how many runs to stack. CPU time of one thread, the shortest of several rounds in turn, in a
+process that keeps the memory that it frees, as the workers of a study do.
 `benchmarks/training.py` compares what won with the loops that people write.
 
 Channels-last is taken. The other ways win or lose a few per cent by chance of the net: a ReLU in
-place must first be proved safe, oneDNN's layout is not known to half of the layers, and a compiled
-step takes longer to compile than a small study trains. Six runs are stacked: on one core more gain
-nothing, and with both cores at work larger stacks lose to the cache that the cores share.
+place gains nothing where memory is kept, oneDNN's layout is not known to half of the layers, and a
+compiled step takes longer to compile than a small study trains. Six runs are stacked: on one core
+more gain nothing, and with both cores at work larger stacks lose to the cache that the cores share.
 """
 
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,6 +28,7 @@ from torch.nn import functional as F
 from training import flops_per_image
 
 from rebasin_utils import data, models, training
+from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.training import Job, Recipe, train_many
 
 BATCH = 128
@@ -130,4 +134,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not os.environ.items() >= KEEP_MEMORY.items():  # it is read as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     main()

@@ -35,16 +35,11 @@ from pydantic import (
     ValidationError,
 )
 
+from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.errors import InputError, RunError
 
 ADDRESS = re.compile(r"(tcp|tls|ucx|ws|wss)://.+")
 WALLTIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
-
-#: In a Slurm job: against Dask's habit to have malloc hand back freed memory at once, see below.
-_KEEP_MEMORY = (
-    f"export MALLOC_TRIM_THRESHOLD_={2**28}",
-    f"export MALLOC_MMAP_THRESHOLD_={2**25}",
-)
 
 #: Seconds to wait for a scheduler that is said to be there.
 PATIENCE = 15
@@ -180,7 +175,7 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         "distributed.scheduler.worker-saturation": 1.0,  # who is free takes the next task
         "distributed.worker.profile.enabled": False,  # it interrupts the training a hundred times/s
         # Dask has malloc hand back freed memory at once, which makes training 1.7 times as long.
-        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+        **{f"distributed.nanny.pre-spawn-environ.{k}": v for k, v in KEEP_MEMORY.items()},
     }
     if isinstance(where, Local):  # one that starts again takes a while; its nanny must not go
         options["distributed.deploy.lost-worker-timeout"] = "300s"
@@ -278,6 +273,7 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         get_ip_interface(where.interface)
     scratch.mkdir(parents=True, exist_ok=True)
     lifetime = int(_seconds(where.walltime) * 0.9)
+    exports = [f"export {name}={value}" for name, value in KEEP_MEMORY.items()]
     return SLURMCluster(
         queue=where.partition,
         account=where.account,
@@ -295,7 +291,7 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         job_name="rebasin",
         job_extra_directives=[f"--gres=gpu:{where.gpus}"] * bool(where.gpus)
         + list(where.directives),
-        job_script_prologue=[*_KEEP_MEMORY, *where.prologue],
+        job_script_prologue=[*exports, *where.prologue],
         worker_extra_args=["--lifetime", f"{lifetime}s", "--lifetime-stagger", "30s"],
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
     )

@@ -11,6 +11,16 @@ import torch
 
 from rebasin_utils.errors import InputError
 
+#: Environment of a process that trains on a CPU: what it frees it keeps, in huge pages. A step
+#: takes and frees up to gigabytes; pages handed back meanwhile must be mapped and cleared again.
+#: glibc reads this as a process starts; other systems ignore it.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",  # no mapping of its own for a large tensor
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_ARENA_MAX": "1",  # those that threads have besides are handed back nevertheless
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
 
 def torch_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the GPU where there is one."""
