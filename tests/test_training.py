@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.utils import prune
 
 from rebasin_utils import masks, models, training
 from rebasin_utils.data import SOURCES, Batches, Images, in_order
+from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.stacking import bytes_of_a_run
 from rebasin_utils.training import Job, Recipe, evaluate, stackable, train, train_many
 
@@ -157,6 +159,7 @@ from pathlib import Path
 import torch
 from rebasin_utils import models
 from rebasin_utils.data import SOURCES, Images
+from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.stacking import bytes_of_a_run
 from rebasin_utils.training import Job, Recipe, train_many
 
@@ -174,7 +177,8 @@ def peak(runs):
 fewer = peak(3)
 print((peak(6) - fewer) / 3, bytes_of_a_run(net, 196, 512))
 """
-    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True)
+    command, as_a_worker = [sys.executable, "-c", work], os.environ | KEEP_MEMORY
+    done = subprocess.run(command, env=as_a_worker, capture_output=True, text=True, check=True)
     taken, reckoned = map(float, done.stdout.split())
     assert 0.3 * reckoned < taken < reckoned
 
