@@ -103,8 +103,9 @@ class Plan:
 
     def _dense_run(self, role: str, seed: int) -> dict:
         s = self.settings
+        of_data = ("dataset", "pool", "train_limit", "test_limit", "augment")
         return {
-            **{f: getattr(s, f) for f in ("dataset", "pool", "train_limit", "augment")},
+            **{f: getattr(s, f) for f in of_data},
             **{"model": s.model, "width": s.width, "recipe": asdict(s.dense)},
             **{"role": role, "seed": seed},
         }

@@ -39,7 +39,7 @@ _POCKET_GRID = Settings(
     seeds=4,
     dense=Recipe(epochs=10, lr=0.08),
     imp=Recipe(epochs=3, lr=0.02),
-    sparsities=(0.80, 0.90, 0.97),
+    sparsities=(0.80, 0.90, 0.95, 0.97),
     rewind_epochs=(0, 1, 2, 5),
     tickets_of_b=True,
     alphas=tuple(i / 10 for i in range(11)),
@@ -51,28 +51,22 @@ _POCKET_GRID = Settings(
 )
 
 
-def _one_cell(
-    settings: Settings, name: str, width: int, seeds: int, sparsity: float, rewind_epoch: int
-) -> Settings:
-    """The same net at some width, in one cell of its grid only."""
-    return settings.with_values(
-        name=name,
+_SMOKE_WIDTHS = tuple(
+    _SMOKE.with_values(
+        name=f"smoke-w{width}",
         width=width,
-        seeds=seeds,
-        sparsities=(sparsity,),
-        rewind_epochs=(rewind_epoch,),
+        sparsities=(0.5,),
+        rewind_epochs=(1,),
         methods=("lth", "naive", "permuted"),
         tickets_of_b=False,
-        alphas=(0.0, 0.25, 0.5, 0.75, 1.0),
         paths_to_every_round=False,
+        cell=(0.5, 1),
         match_epochs=(),
         ensemble_size=0,
         plane_points=0,
     )
-
-
-_SMOKE_WIDTHS = tuple(_one_cell(_SMOKE, f"smoke-w{w}", w, 2, 0.5, 1) for w in (1, 2))
-_POCKET_WIDER = _one_cell(_POCKET_GRID, "pocket-mlp-w2", 2, 3, 0.90, 2)
+    for width in (1, 2)
+)
 
 
 def _pocket_resnet(width: int) -> Settings:
@@ -80,7 +74,8 @@ def _pocket_resnet(width: int) -> Settings:
         name="pocket-resnet8" + (f"-w{width}" if width > 1 else ""),
         dataset="fashion-mnist-10k",
         pool=4,
-        train_limit=4000,
+        train_limit=3000,
+        test_limit=3000,
         augment=False,
         model="resnet8",
         width=width,
@@ -173,7 +168,7 @@ _PAPER = tuple(_paper(*table) for table in _TABLES)
 PRESETS: dict[str, tuple[Settings, ...]] = {
     "smoke": (_SMOKE,),
     "smoke-widths": _SMOKE_WIDTHS,
-    "pocket": (_POCKET_GRID, _POCKET_WIDER, _pocket_resnet(1), _pocket_resnet(2)),
+    "pocket": (_POCKET_GRID, _pocket_resnet(1), _pocket_resnet(2)),
     "workstation": (_workstation(1), _workstation(4)),
     "paper": _PAPER,
     **{s.name: (s,) for s in _PAPER},

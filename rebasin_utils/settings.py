@@ -41,6 +41,7 @@ class Settings(BaseModel):
     dataset: str = Field(description=f"one of {', '.join(SOURCES)}")
     pool: int = Field(1, ge=1, description="average this many pixels into one, both ways")
     train_limit: int | None = Field(None, ge=1, description="use the first n training images only")
+    test_limit: int | None = Field(None, ge=1, description="use the first n test images only")
     augment: bool = Field(True, description="random crop and flip of the training images")
     model: str = Field(description=f"one of {', '.join(MODELS)}")
     width: int = Field(1, ge=1, le=64, description="width multiplier of the model")

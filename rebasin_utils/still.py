@@ -35,9 +35,7 @@ def png(figure: go.Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG, in its initial state (of sliders and menus)."""
     drawn, small = io.BytesIO(), io.BytesIO()
     draw(figure).savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(256, kmeans=2).save(
-        small, format="png", optimize=True
-    )
+    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

@@ -70,7 +70,8 @@ class Study:
 
     @cached_property
     def test_images(self) -> data.Images:
-        return data.load(self.settings.dataset, "test", self.settings.pool).to(self.device)
+        s = self.settings
+        return data.load(s.dataset, "test", s.pool, s.test_limit).to(self.device)
 
     @cached_property
     def spec(self) -> PermutationSpec:
@@ -291,7 +292,7 @@ class Study:
                 raise InputError(
                     f"{name}.batch_size = {recipe.batch_size}: there are {samples} training images"
                 )
-        data.load(s.dataset, "test", s.pool)
+        data.load(s.dataset, "test", s.pool, s.test_limit)
 
     def _refuse_diverged(self, nodes: Sequence[Node]) -> None:
         for node in nodes:

@@ -39,6 +39,7 @@ DEPENDS = [
     ({"dataset": "fashion-mnist-10k"}, DENSE_AND_BELOW),
     ({"pool": 2}, DENSE_AND_BELOW),
     ({"train_limit": 1000}, DENSE_AND_BELOW),
+    ({"test_limit": 1000}, DENSE_AND_BELOW),
     ({"augment": False}, DENSE_AND_BELOW),
     ({"model": "resnet20"}, DENSE_AND_BELOW),
     ({"width": 2}, DENSE_AND_BELOW),

@@ -39,6 +39,7 @@ BAD = [
     ({"width": 65}, ["width", "65", "less than or equal to 64"]),
     ({"pool": 0}, ["pool", "0", "greater than or equal to 1"]),
     ({"train_limit": 0}, ["train_limit", "0", "greater than or equal to 1"]),
+    ({"test_limit": 0}, ["test_limit", "0", "greater than or equal to 1"]),
     ({"sparsities": (0.5, 1.0)}, ["sparsities[1]", "1.0", "less than 1"]),
     ({"sparsities": (-0.1,)}, ["sparsities[0]", "-0.1", "greater than or equal to 0"]),
     ({"sparsities": (math.nan,)}, ["sparsities[0]", "nan"]),
