@@ -13,7 +13,8 @@ its folder is given: it shares our distribution's name, so it cannot be installe
     pip install --no-deps --target FOLDER rebasin==0.0.47 torchview graphviz
     python benchmarks/matching.py --rebasin-path FOLDER
 
-All times are CPU seconds of one thread.
+All times are CPU seconds of one thread, in a process that keeps the memory it frees, as the workers
+of a study do: what the system takes to map and clear pages varies more than what is to be seen.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from report import Row, Table, as_markdown, machine
+from report import Row, Table, as_markdown, keep_memory, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -342,4 +343,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()
     main()

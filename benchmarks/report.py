@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from rebasin_utils.devices import KEEP_MEMORY
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -47,3 +50,9 @@ def machine() -> dict[str, str]:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def keep_memory() -> None:
+    """Begin anew as a process that keeps the memory it frees, as the workers of a study do."""
+    if not os.environ.items() >= KEEP_MEMORY.items():  # it is read as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)

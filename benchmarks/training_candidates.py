@@ -16,19 +16,16 @@ more gain nothing, and with both cores at work larger stacks lose to the cache t
 from __future__ import annotations
 
 import copy
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from report import Row, Table, as_markdown, machine
+from report import Row, Table, as_markdown, keep_memory, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training import flops_per_image
 
 from rebasin_utils import data, models, training
-from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.training import Job, Recipe, train_many
 
 BATCH = 128
@@ -134,6 +131,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if not os.environ.items() >= KEEP_MEMORY.items():  # it is read as a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
+    keep_memory()
     main()

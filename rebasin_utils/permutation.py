@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -56,6 +57,11 @@ class Tap:
     place: str
     dims: tuple[int, ...]
     index: Tensor
+
+    @cached_property
+    def takes_all(self) -> bool:
+        """Whether the units are all that those dimensions hold, in their order."""
+        return torch.equal(self.index.flatten(), torch.arange(self.index.numel()))
 
 
 @dataclass(frozen=True, eq=False)

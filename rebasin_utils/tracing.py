@@ -181,9 +181,8 @@ def as_matrix(activation: Tensor, tap: Tap) -> Tensor:
     width = int(np.prod(x.shape[-size:]))
     x = x.reshape(-1, width)
     units, slots = tap.index.shape
-    index = tap.index.flatten()
-    if not torch.equal(index, torch.arange(width)):
-        x = x[:, index.to(x.device)]
+    if not (tap.takes_all and width == units * slots):
+        x = x[:, tap.index.flatten().to(x.device)]
     return x if slots == 1 else x.unflatten(1, (units, slots))
 
 
