@@ -88,7 +88,7 @@ def test_the_mask_that_fits_a_fits_b_once_it_is_permuted(story: Story):
     runs = story.runs
     assert story.swapped
     assert runs["A"].end < 1e-4
-    assert runs["B"].end < 1e-6
+    assert runs["B"].end < 1e-4
     assert story.pruned_loss < 0.11
     assert runs["lth"].end == pytest.approx(runs["permuted"].end, rel=1e-3)
     assert runs["naive"].end > 30 * runs["permuted"].end
