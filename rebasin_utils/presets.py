@@ -17,6 +17,7 @@ _SMOKE = Settings(
     name="smoke",
     **_POCKET_DATA,
     train_limit=512,
+    test_limit=1000,
     model="mlp",
     seeds=2,
     dense=Recipe(epochs=2, lr=0.08),

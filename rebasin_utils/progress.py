@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 import psutil
@@ -12,13 +13,16 @@ from IPython import get_ipython
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain_tqdm
 
+#: Programs that execute notebooks with nobody before the screen (nbval is a plugin of pytest).
+_UNWATCHED = {"papermill", "nbconvert", "jupyter-nbconvert", "jupyter-execute", "pytest"}
+
 
 class Progress:
     """Runs and epochs done of a grid, images per second, and the time that is left.
 
     In a terminal and in a notebook it is tqdm's bar. Where nobody watches (output into a file, a
-    notebook run by papermill) it is a whole line every `every` seconds and one at the end, because
-    a log keeps every redrawing of a bar.
+    notebook run by papermill, nbconvert or nbval) it is a whole line every `every` seconds and one
+    at the end, because a log keeps every redrawing of a bar.
 
     Args:
         runs, epochs, images: totals of the grid; an epoch counts as its share of the images.
@@ -35,7 +39,9 @@ class Progress:
         self._begin = self._said = time.monotonic()
         self._log = None if quiet else _log()
         hidden = quiet or self._log is not None
-        self._bar = tqdm(total=epochs, unit=" epochs", disable=hidden, smoothing=0.1)
+        self._bar = tqdm(
+            total=epochs, unit=" epochs", disable=hidden, smoothing=0.1, mininterval=0.3
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -47,8 +53,8 @@ class Progress:
 
     def stage(self, name: str) -> None:
         """What is worked at now."""
+        self._bar.set_description(name, refresh=name != self._stage)
         self._stage = name
-        self._bar.set_description(name)
 
     def update(self, epochs: int, runs: int = 0) -> None:
         """So many more epochs, and whole runs, are done."""
@@ -86,5 +92,5 @@ def _log() -> TextIO | None:
             launcher = psutil.Process(int(os.environ["JPY_PARENT_PID"])).cmdline()
         except (KeyError, ValueError, psutil.Error):
             return None
-        return sys.stdout if any("papermill" in part for part in launcher) else None
+        return sys.stdout if _UNWATCHED & {Path(part).name for part in launcher} else None
     return None if sys.stderr.isatty() else sys.stderr

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from rebasin_utils.progress import Progress
 
@@ -22,6 +21,14 @@ with Progress(runs=4, epochs=20, images=200_000, every=0) as progress:
     progress.stage("sparse")
     for _ in range(4):
         progress.update(5, runs=1)
+"""
+
+#: Executes a notebook as a Jupyter server does, from a process of another name than pytest's.
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+
+nbformat.write(NotebookClient(nbformat.read(sys.argv[1], 4)).execute(), sys.argv[1])
 """
 
 
@@ -78,8 +85,19 @@ def test_a_papermill_log_gets_whole_lines(notebook, tmp_path: Path):
     assert {output.output_type for output in cell.outputs} == {"stream"}
 
 
-def test_a_notebook_gets_one_bar(notebook):
-    done = NotebookClient(notebook).execute()
+def test_nbconvert_gets_whole_lines(notebook, tmp_path: Path):
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    command = ["-m", "nbconvert", "--execute", "--to", "notebook", "--inplace", "in.ipynb"]
+    subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, check=True)
+    (cell,) = nbformat.read(tmp_path / "in.ipynb", 4).cells
+    check_lines("".join(output["text"] for output in cell.outputs).splitlines())
+
+
+def test_a_notebook_gets_one_bar(notebook, tmp_path: Path):
+    file = tmp_path / "in.ipynb"
+    nbformat.write(notebook, file)
+    subprocess.run([sys.executable, "-c", EXECUTE, file], capture_output=True, check=True)
+    done = nbformat.read(file, 4)
     (output,) = done.cells[0].outputs
     assert "application/vnd.jupyter.widget-view+json" in output["data"]
     (saved,) = done.metadata["widgets"].values()

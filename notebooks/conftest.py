@@ -1,0 +1,8 @@
+"""How nbval runs these notebooks."""
+
+from nbval.plugin import IPyNbFile
+
+
+def pytest_collectstart(collector):
+    if isinstance(collector, IPyNbFile):
+        collector.output_timeout = 60  # seconds between two messages; a busy machine needs over 5
