@@ -92,7 +92,7 @@ def cases(quick: bool) -> list[Case]:
             lambda seed: torchvision.models.resnet50(),
             64,
             64,
-            *((1, 1) if quick else (6, 12)),
+            *((1, 1) if quick else (6, 24)),
         ),
     ]
 
@@ -319,7 +319,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = cases(options.quick)
-    rounds, batches, samples = (1, 2, 1000) if options.quick else (3, 16, 5000)
+    rounds, batches, samples = (1, 2, 1000) if options.quick else (4, 16, 5000)
     images = data.load("fashion-mnist-10k", "train", pool=2, limit=samples)
     recipes = {"mlp": Recipe(10, 0.05), "resnet8": Recipe(4, 0.08)}
     tables: dict[str, Callable[[], Table]] = {

@@ -17,7 +17,7 @@ from itertools import chain
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.permutation import PermutationSpec
@@ -105,7 +105,10 @@ def _fold_batch_norms(graph: fx.GraphModule, tapped: set[fx.Node]) -> dict[str, 
             and len(conv.users) == 1
             and conv not in tapped
         ):
-            graph.set_submodule(conv.target, fuse_conv_bn_eval(*pair))
+            kernels, n = pair
+            kernels.weight, kernels.bias = fuse_conv_bn_weights(
+                kernels.weight, kernels.bias, n.running_mean, n.running_var, n.eps, n.weight, n.bias
+            )
             norm.replace_all_uses_with(conv)
             graph.graph.erase_node(norm)
             stands_for[norm.name] = conv

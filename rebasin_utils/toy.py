@@ -14,8 +14,9 @@ magnitude pruning, π by weight matching on the traced spec.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -202,31 +203,31 @@ class Story:
 
 def tell(setup: Setup) -> Story:
     """Train A and B, prune A, match the two, and train the three sparse runs."""
-    inits = {"A": (setup.a1, setup.a2), "B": (setup.b1, setup.b2)}
-    a, b = _runs(setup, {name: ("dense", init, (True, True)) for name, init in inits.items()})
+    trained = _train_all(setup)
+    a, b = (trained[net, (True, True)] for net in "AB")
     mask = _mask(setup, a)
     pi = match_weights(_spec(), _trained(a), _trained(b)).permutation
     moved = permute(_spec(), pi, mask)
-    sparse = _runs(
-        setup,
-        {
-            "lth": ("lth", inits["A"], _pair(mask)),
-            "naive": ("naive", inits["B"], _pair(mask)),
-            "permuted": ("permuted", inits["B"], _pair(moved)),
-        },
-    )
+    wanted = {"lth": ("A", mask), "naive": ("B", mask), "permuted": ("B", moved)}
+    sparse = {m: replace(trained[net, _pair(kept)], method=m) for m, (net, kept) in wanted.items()}
     pruned = torch.from_numpy(a.path[-1]) * mask[HIDDEN][:, 0]
-    runs = {"A": a, "B": b, **{run.method: run for run in sparse}}
-    return Story(setup, runs, bool(pi["hidden"][0] == 1), float(loss(pruned)))
+    swapped = bool(pi["hidden"][0] == 1)
+    return Story(setup, {"A": a, "B": b, **sparse}, swapped, float(loss(pruned)))
 
 
-def _runs(setup: Setup, wanted: dict[str, tuple]) -> list[Run]:
-    """Descend from several inits at once. wanted: name -> (method, init, mask)."""
-    methods, inits, masks = zip(*wanted.values(), strict=True)
-    starts, kept = torch.tensor(inits, dtype=torch.float64), torch.tensor(masks)
+def _train_all(setup: Setup) -> dict[tuple[str, tuple[bool, bool]], Run]:
+    """A and B, dense and with either weight pruned: (net, its mask) -> the run.
+
+    More than a story tells, but in a single descent: its steps are what takes time.
+    """
+    inits = {"A": (setup.a1, setup.a2), "B": (setup.b1, setup.b2)}
+    runs = list(product(inits, ((True, True), (True, False), (False, True))))
+    starts = torch.tensor([inits[net] for net, _ in runs], dtype=torch.float64)
+    kept = torch.tensor([mask for _, mask in runs])
     paths = descend(starts, kept, setup.lr, setup.steps)
     arrays = (starts.numpy(), kept.numpy(), paths.numpy(), loss(paths).numpy())
-    return [Run(*values) for values in zip(methods, *arrays, strict=True)]
+    each = zip(*arrays, strict=True)
+    return {run: Run("dense", *values) for run, values in zip(runs, each, strict=True)}
 
 
 def _mask(setup: Setup, trained: Run) -> Mask:
@@ -249,8 +250,8 @@ def _state(weights: Tensor) -> State:
     return {HIDDEN: weights[:, None], "out.weight": torch.ones(1, 2, dtype=torch.float64)}
 
 
-def _pair(mask: Mask) -> list[bool]:
-    return mask[HIDDEN][:, 0].tolist()
+def _pair(mask: Mask) -> tuple[bool, bool]:
+    return tuple(mask[HIDDEN][:, 0].tolist())
 
 
 def _within(name: str, value: object, low: float, high: float) -> None:

@@ -96,6 +96,7 @@ def surface(story: Story) -> go.Figure:
         colorscale=HEIGHTS,
         showscale=False,
         hoverinfo="skip",
+        contours={way: dict(highlight=False) for way in "xyz"},  # slow, and not used
     )
     figure.add_traces(slopes(story))
     figure.update_layout(
@@ -200,7 +201,6 @@ def _descent(name: str, run: Run) -> list[Scatter]:
     colour, start, end = COLOURS[run.method], run.path[0], run.path[-1]
     dense = run.method == "dense"
     quiet = dict(showlegend=False, hoverinfo="skip")
-    steps = [f"step {i}: loss {_number(loss)}" for i, loss in enumerate(run.losses)]
     return [
         Scatter(
             x=[run.init[0], start[0]],
@@ -218,9 +218,9 @@ def _descent(name: str, run: Run) -> list[Scatter]:
             mode="lines+markers",
             line=dict(color=colour, width=3),
             marker=dict(color=colour, size=5),
-            text=steps,
+            customdata=run.losses,
+            hovertemplate="step %{pointNumber}: loss %{customdata:.2f}<extra></extra>",
             showlegend=False,
-            hoverinfo="text",
         ),
         Scatter(
             x=[end[0]],

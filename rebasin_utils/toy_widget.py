@@ -20,13 +20,13 @@ from rebasin_utils.lab import as_html
 from rebasin_utils.toy import HIGH, LOW, Setup, Story
 
 #: What changes in a trace when a control is moved; the rest is not sent again.
-MOVING = {"x", "y", "z", "name", "text", "visible"}
+MOVING = {"x", "y", "z", "name", "text", "customdata", "visible"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INITS = ("a1", "a2", "b1", "b2")
 STEP = 0.05  # of an init's slider
 
-#: Seconds without a move after which the surface follows: without a graphics card it takes half a
-#: second to draw, and the contours should not wait for it.
+#: Seconds without a move after which the surface follows: without a graphics card it takes as long
+#: to draw as the contours, and these should not wait for it.
 REST = 0.3
 
 
@@ -49,6 +49,7 @@ class _Explorer:
         self.above.layout.shapes = toy_figures.handles(setup)
         self.above._config = self.above._config | {"edits": {"shapePosition": True}}
         self.surface = FigureWidget(toy_figures.surface(self.story))
+        self.surface._config = self.surface._config | {"plotGlPixelRatio": 1}  # 2 is slow
         self.title = ipywidgets.HTML(_as_title(self.story))
         self._display()
         self._later: asyncio.TimerHandle | None = None

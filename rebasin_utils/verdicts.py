@@ -7,7 +7,7 @@ on the other side, and is *open* otherwise, or when there is one pair only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -176,10 +176,9 @@ def of_paths(study: Study) -> pd.DataFrame:
     rows = []
     for claim, before, after, paper in claims:
         if {before, after} <= set(middle):
-            cells = _intervals([middle[after] - middle[before]])
             means = f"{middle[before].mean():.1f} → {middle[after].mean():.1f} %"
-            ours = f"{after} − {before}, pp: {_describe([means], cells)}"
-            rows.append((claim, paper, ours, len(middle), judge(cells, "more")))
+            difference = {means: middle[after] - middle[before]}
+            rows.append(_row(claim, paper, f"{after} − {before}, pp: ", difference))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -199,10 +198,9 @@ def of_overlaps(study: Study) -> pd.DataFrame:
     )  # fmt: skip
     rows = []
     for claim, first, second, expects in claims:
-        each = dict(list((shared[first] - shared[second]).groupby("sparsity")))
-        cells = _intervals(list(each.values()))
-        ours = f"{first} − {second}, pp: {_describe([f'S={s:.0%}' for s in each], cells)}"
-        rows.append((claim, "not in the paper", ours, cells["n"].min(), judge(cells, expects)))
+        each = _by_sparsity(shared[first] - shared[second])
+        what = f"{first} − {second}, pp: "
+        rows.append(_row(claim, "not in the paper", what, each, expects))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -211,22 +209,15 @@ def of_variances(study: Study) -> pd.DataFrame:
     each = variances(study).pivot_table("ratio", "seed", "path")  # mean over the layers
     missing = {path: 100 * (1 - each[path]) for path in each}
     claims = (
-        ("averaging two nets collapses the variance", [missing["unmatched"]], "% missing"),
+        ("averaging two nets collapses the variance", missing["unmatched"], "% missing"),
+        ("matching restores a part of it", missing["unmatched"] - missing["matched"], "% restored"),
+        ("a part stays missing", missing["matched"], "% missing"),
         (
-            "matching restores a part of it", [missing["unmatched"] - missing["matched"]],
-            "% restored",
-        ),
-        ("a part stays missing", [missing["matched"]], "% missing"),
-        (
-            "REPAIR restores that too", [missing["matched"] - missing["matched_repair"].abs()],
+            "REPAIR restores that too", missing["matched"] - missing["matched_repair"].abs(),
             "% restored",
         ),
     )  # fmt: skip
-    rows = []
-    for claim, values, unit in claims:
-        cells = _intervals(values)
-        ours = f"{_describe([unit], cells)}"
-        rows.append((claim, "so in ResNets and VGGs", ours, len(each), judge(cells, "more")))
+    rows = [_row(claim, "so in ResNets and VGGs", "", {unit: v}) for claim, v, unit in claims]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -242,32 +233,23 @@ def of_segments(study: Study) -> pd.DataFrame:
     last = last.set_index("variant")["mean_error_barrier_pct"]
     barrier = table[targets].set_index(["sparsity", "seed"])
     of_imp = barrier[barrier["kind"] == "dense-imp"].groupby("correction")["error"]
-    rows = []
-
-    def add(claim: str, paper: str, differences: pd.Series, expects: Expects, what: str) -> None:
-        each = dict(list(differences.groupby("sparsity")))
-        cells = _intervals(list(each.values()))
-        ours = f"{what}: {_describe([f'S={s:.0%}' for s in each], cells)}"
-        rows.append((claim, paper, ours, cells["n"].min(), judge(cells, expects)))
-
-    add(
-        "REPAIR lowers the barrier between dense A and its IMP iterates",
-        f"{last['without_REPAIR']:.1f} → {last['with_REPAIR']:.1f} pp",
-        of_imp.get_group("none") - of_imp.get_group("repair"),
-        "more",
-        "lowered by, pp",
-    )
+    lowered = of_imp.get_group("none") - of_imp.get_group("repair")
+    rows = [
+        _row(
+            "REPAIR lowers the barrier between dense A and its IMP iterates",
+            f"{last['without_REPAIR']:.1f} → {last['with_REPAIR']:.1f} pp",
+            "lowered by, pp: ",
+            _by_sparsity(lowered),
+        )
+    ]
     of_lth = barrier[(barrier["kind"] == "dense-lth") & (barrier["correction"] == "repair")]
     by_start = of_lth.groupby("rewind_epoch")["error"]
     if len(by_start) > 1:
         first, latest = of_lth["rewind_epoch"].min(), of_lth["rewind_epoch"].max()
-        add(
-            f"repaired, LTH from k = {latest} is nearer to dense A than LTH from k = {first}",
-            "not in the paper",
-            by_start.get_group(first) - by_start.get_group(latest),
-            "more",
-            "barrier lower by, pp",
-        )
+        claim = f"repaired, LTH from k = {latest} is nearer to dense A than LTH from k = {first}"
+        nearer = by_start.get_group(first) - by_start.get_group(latest)
+        each = _by_sparsity(nearer)
+        rows.append(_row(claim, "not in the paper", "barrier lower by, pp: ", each))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -283,9 +265,8 @@ def of_widths(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> p
     rows = []
 
     def add(claim: str, paper: str, low: pd.Series, high: pd.Series, sign: int) -> None:
-        cells = _intervals([(sign * (high - low)).dropna()])
-        ours = _describe([f"{low.mean():.1f} → {high.mean():.1f}"], cells)
-        rows.append((claim, paper, ours, cells["n"].iloc[0], judge(cells, "more")))
+        means = f"{low.mean():.1f} → {high.mean():.1f}"
+        rows.append(_row(claim, paper, "", {means: (sign * (high - low)).dropna()}))
 
     middle = [
         100 * at[at["alpha"] == 0.5].pivot_table("accuracy", "seed", "path")
@@ -340,12 +321,9 @@ def of_ensembles(study: Study) -> pd.DataFrame:
                 if gain
                 else percent * row[columns[metric]]
             )
-        cells = _intervals([values[0] - values[1]])
         means = f"{values[0].mean():.1f} against {values[1].mean():.1f}"
-        rows.append(
-            (claim, f"{quoted[0]:.1f} against {quoted[1]:.1f}", _describe([means], cells),
-             len(values[0]), judge(cells, "more"))
-        )  # fmt: skip
+        paper = f"{quoted[0]:.1f} against {quoted[1]:.1f}"
+        rows.append(_row(claim, paper, "", {means: values[0] - values[1]}))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -371,10 +349,9 @@ def of_early_matching(study: Study) -> pd.DataFrame:
     for claim, applies, expects in claims:
         epochs = [t for t in permuted.columns if applies(t)]
         if epochs:
-            cells = _intervals([permuted[t] - naive for t in epochs])
-            ours = f"permuted − naive, pp: {_describe([f't={t}' for t in epochs], cells)}"
+            each = {f"t={t}": permuted[t] - naive for t in epochs}
             said = paper if expects == "more" else "not in the paper"
-            rows.append((claim, said, ours, len(naive), judge(cells, expects)))
+            rows.append(_row(claim, said, "permuted − naive, pp: ", each, expects))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -405,9 +382,22 @@ def _by_model(study: Study) -> tuple[str, int]:
     return study.settings.model, study.settings.width
 
 
-def _intervals(differences: Sequence[pd.Series]) -> pd.DataFrame:
-    rows = [(*interval(each), len(each)) for each in differences]
-    return pd.DataFrame(rows, columns=["difference", "low", "high", "n"])
+def _row(
+    claim: str,
+    paper: str,
+    what: str,
+    differences: Mapping[str, pd.Series],
+    expects: Expects = "more",
+) -> tuple:
+    """A row of the verdicts from the differences in each cell, by the cell's label."""
+    intervals = [(*interval(each), len(each)) for each in differences.values()]
+    cells = pd.DataFrame(intervals, columns=["difference", "low", "high", "n"])
+    ours = what + _describe(list(differences), cells)
+    return claim, paper, ours, int(cells["n"].min()), judge(cells, expects)
+
+
+def _by_sparsity(differences: pd.Series) -> dict[str, pd.Series]:
+    return {f"S={sparsity:.0%}": each for sparsity, each in differences.groupby("sparsity")}
 
 
 def _describe(labels: Sequence[str], cells: pd.DataFrame) -> str:
