@@ -15,6 +15,9 @@ Four ways to train the same nets with the same masks on the same data, batch siz
 * careful, in processes: the same, one process of one thread per core.
 * ours: `train_many`, on a CPU in one process of one thread per core.
 
+Beside them, for residual nets, stand their convolutions alone, forward and backward on inputs of
+the same shapes, in processes: a loop around PyTorch's convolutions cannot be faster.
+
 Processes of one thread keep the memory that they free, as the workers of a study do.
 
 Images per second are of wall-clock time and all runs together; processes are started and data are
@@ -33,189 +36,22 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image
 from report import Row, Table, as_markdown, cores, machine
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils import prune
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
+from training_ways import BATCH, SPARSITY, Case, careful, cases, convolutions_alone, naive, ours
 
-from rebasin_utils import data, masks, models
-from rebasin_utils.data import SOURCES, Batches, Images
+from rebasin_utils import data, masks
 from rebasin_utils.devices import KEEP_MEMORY
 from rebasin_utils.plan import STAGES, Plan
 from rebasin_utils.presets import preset
-from rebasin_utils.training import Job, Recipe, evaluate, train_many
-
-BATCH = 128
-SPARSITY = 0.9
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is trained: a net, on how many images of which shape, for how many epochs.
-
-    rgb: three channels, 32 × 32, cropped and flipped as CIFAR-10 is; Fashion-MNIST otherwise.
-    """
-
-    name: str
-    model: str
-    width: int = 1
-    pool: int = 2
-    rgb: bool = False
-    samples: int = 10_000
-    epochs: int = 1
-
-    def net(self, seed: int = 0) -> nn.Module:
-        return models.build(self.model, self.images().shape, 10, self.width, seed)
-
-    @cache  # noqa: B019 (a few cases, as long as the process)
-    def images(self) -> Images:
-        images = data.load("fashion-mnist-10k", "train", 1 if self.rgb else self.pool, self.samples)
-        if not self.rgb:
-            return images
-        pixels = F.interpolate(images.pixels.float(), size=(32, 32), mode="bilinear")
-        pixels = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-        return Images(pixels, images.labels, SOURCES["cifar10"])
-
-    @cache  # noqa: B019
-    def job(self, seed: int) -> Job:
-        state = self.net(seed).state_dict()
-        mask = masks.dense_mask(state, masks.prunable(self.net()))
-        keep = round((1 - SPARSITY) * masks.count(mask))
-        return Job(state, seed, masks.global_magnitude(state, mask, keep))
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(self.epochs, lr=0.08, batch_size=BATCH)
-
-    @property
-    def trained(self) -> int:
-        """Images that one run is trained on."""
-        return self.epochs * (self.samples // BATCH) * BATCH
-
-
-def cases(quick: bool) -> list[Case]:
-    part = 2 if quick else 1
-    return [
-        Case("MLP, 1 × 14 × 14", "mlp", epochs=2),
-        Case("ResNet8×1, 1 × 14 × 14", "resnet8", samples=2560 // part),
-        Case("ResNet20×1, 1 × 28 × 28", "resnet20", pool=1, samples=2560 // part),
-        Case("ResNet20×1, 3 × 32 × 32, augmented", "resnet20", rgb=True, samples=2560 // part),
-    ]
-
-
-# -------------------------------------------------------------------------- the four ways
-
-
-class PerImage(Dataset):
-    """A data set as torchvision's are: one image at a time, through PIL and transforms."""
-
-    def __init__(self, images: Images, augment: bool):
-        self.pixels = images.pixels.movedim(1, -1).squeeze(-1).numpy()
-        self.labels = images.labels.tolist()
-        changes = [transforms.RandomCrop(images.shape[-1], padding=images.source.pad)]
-        changes += [transforms.RandomHorizontalFlip()] if images.source.flip else []
-        normalise = transforms.Normalize(images.source.mean, images.source.std)
-        self.transform = transforms.Compose(
-            [*(changes if augment else []), transforms.ToTensor(), normalise]
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int):
-        return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
-
-
-def naive(case: Case, seeds: Sequence[int], device: str, workers: int) -> list[masks.State]:
-    states = []
-    for job in map(case.job, seeds):
-        torch.manual_seed(job.seed)
-        dataset = PerImage(case.images(), case.rgb)
-        loader = DataLoader(
-            dataset,
-            batch_size=BATCH,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-            pin_memory=device != "cpu",
-        )
-        net = case.net()
-        net.load_state_dict(job.state)
-        net.to(device)
-        for name, kept in job.mask.items():
-            module = net.get_submodule(name.removesuffix(".weight"))
-            prune.custom_from_mask(module, "weight", kept.to(device))
-        recipe = case.recipe
-        optimizer = torch.optim.SGD(
-            net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-        )
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(recipe.epochs, 1))
-        for _ in range(recipe.epochs):
-            running_loss = 0.0
-            for images, labels in loader:
-                images, labels = images.to(device), labels.to(device)
-                optimizer.zero_grad()
-                loss = F.cross_entropy(net(images), labels)
-                loss.backward()
-                optimizer.step()
-                running_loss += loss.item()
-            scheduler.step()
-        for name in job.mask:
-            prune.remove(net.get_submodule(name.removesuffix(".weight")), "weight")
-        states.append({n: t.detach().cpu() for n, t in net.state_dict().items()})
-    return states
-
-
-def careful(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
-    states, recipe = [], case.recipe
-    batches = Batches(case.images().to(device), BATCH, case.rgb)
-    for job in map(case.job, seeds):
-        net = case.net()
-        net.load_state_dict(job.state)
-        net.to(device)
-        masked = [(net.get_parameter(n), kept.to(device).float()) for n, kept in job.mask.items()]
-        optimizer = torch.optim.SGD(
-            net.parameters(),
-            recipe.lr,
-            recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(recipe.epochs, 1))
-        with torch.no_grad():
-            for parameter, kept in masked:
-                parameter.mul_(kept)
-        for epoch in range(recipe.epochs):
-            plan = batches.plan([job.seed], epoch)
-            for step in range(batches.steps):
-                (x,), (y,) = batches.at(plan, step)
-                optimizer.zero_grad()
-                F.cross_entropy(net(x), y).backward()
-                optimizer.step()
-                with torch.no_grad():
-                    for parameter, kept in masked:
-                        parameter.mul_(kept)
-            scheduler.step()
-        states.append({n: t.detach().cpu() for n, t in net.state_dict().items()})
-    return states
-
-
-def ours(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
-    jobs = [case.job(seed) for seed in seeds]
-    images = case.images().to(device)
-    done = train_many(case.net(), jobs, case.recipe, images, augment=case.rgb)
-    return [trained.state for trained in done]
+from rebasin_utils.training import evaluate
 
 
 class Machine:
@@ -244,6 +80,9 @@ class Machine:
             self.ways["careful, in processes"] = lambda case, seeds: self._in_processes(
                 careful, case, seeds
             )
+            self.ways["convolutions alone"] = lambda case, seeds: self._in_processes(
+                convolutions_alone, case, seeds
+            )
 
     def _in_processes(self, way: Callable, case: Case, seeds: Sequence[int]) -> list[masks.State]:
         if not self.pools:
@@ -261,10 +100,13 @@ class Machine:
         self.ways[way](case, range(runs))  # its results come back, so a GPU has done its work
         return runs * case.trained / (time.perf_counter() - begin)
 
+    def ways_for(self, case: Case) -> list[str]:
+        return [way for way in self.ways if case.model != "mlp" or way != "convolutions alone"]
+
     def warm_up(self, case: Case, runs: int) -> None:
         """What is cached is made, in every process, and the first slow steps are done."""
         little = replace(case, epochs=0)
-        for way in self.ways:
+        for way in self.ways_for(case):
             self.ways[way](little, range(1 if way == "naive" else runs))
             self.ways[way](case, range(1 if way in ("naive", "careful") else self.workers))
 
@@ -308,10 +150,11 @@ def compare(on: Machine, case: Case, limit: float, rounds: int) -> Table:
     """(a): every way in turn, the best of several rounds; a run: 15 epochs of 10,000 images."""
     runs = {"naive": 1, "careful": 4, "careful, in processes": 4, "ours": 24}
     if case.model != "mlp":
-        of_ours = on.workers if on.pools else 16
-        runs = {"naive": 1, "careful": 1, "careful, in processes": of_ours, "ours": of_ours}
+        several = on.workers if on.pools else 16
+        runs = {"naive": 1, "careful": 1, "careful, in processes": several, "ours": several}
+        runs["convolutions alone"] = several
     on.warm_up(case, max(runs.values()))
-    speed: dict[str, float] = dict.fromkeys(on.ways, 0.0)
+    speed: dict[str, float] = dict.fromkeys(on.ways_for(case), 0.0)
     for _ in range(rounds):
         for way in speed:
             speed[way] = max(speed[way], on.train(way, case, runs[way]))
@@ -328,7 +171,7 @@ def compare(on: Machine, case: Case, limit: float, rounds: int) -> Table:
             "× careful": speed[way] / speed["careful"],
             "share of the limit (%)": 100 * speed[way] / most,
         }
-        for way in ("naive", "careful", "careful, in processes", "ours")
+        for way in runs
         if way in speed
     ]
 
@@ -438,7 +281,9 @@ def main() -> None:
     def grid() -> Table:
         where = numbers["machine"]["cpu" if options.device == "cpu" else "gpu"]
         rows = [row for row in numbers["a"] if row["net, images"] == chosen[-1].name]
-        return published_grid({row["way"]: row["images/s"] for row in rows}, where)
+        speeds = {row["way"]: row["images/s"] for row in rows}
+        speeds.pop("convolutions alone", None)
+        return published_grid(speeds, where)
 
     tables: dict[str, Callable[[], Table]] = {
         "a": lambda: [row for case in chosen for row in compare(on, case, limit, rounds)],
