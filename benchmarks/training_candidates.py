@@ -122,6 +122,7 @@ def main() -> None:
     torch.set_num_threads(1)
     described = ", ".join(f"{k} {v}" for k, v in machine().items())
     print(f"# What was tried for a step of training\n\n{described}; one thread, CPU time.")
+    print("\n" + __doc__.strip().split("\n\n")[-1])  # what the tables decided
     tables: dict[str, Table] = {
         "(a) Residual nets: a step of one run": [ways_to_step(*net) for net in NETS],
         "(b) Chains of linear layers: runs stacked": [runs_stacked(1), runs_stacked(2)],

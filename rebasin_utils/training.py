@@ -3,7 +3,7 @@
 `train_many` trains a list of `Job`s and returns what training them one by one would: a run's
 randomness comes from its own seed alone, so what is trained beside it changes nothing. Networks
 of linear layers are stacked and stepped together (batched matrix products); the others run one
-after another in channels-last memory (`benchmarks/training.md` has what decided).
+after another in channels-last memory (`benchmarks/training_candidates.md` decided).
 
 Masked weights are held at zero by multiplying with the mask after every step. This equals
 `torch.nn.utils.prune`, where a masked weight gets no gradient and is never seen by the forward
@@ -46,7 +46,7 @@ from rebasin_utils.store import replace_synced
 #: Runs that one worker is dealt at a time.
 TOGETHER = 12
 
-#: Runs stepped as one. More overflow the processor's cache (`benchmarks/training.md`).
+#: Runs stepped as one. More overflow the processor's cache (`benchmarks/training_candidates.md`).
 STACKED = 6
 
 
