@@ -1,6 +1,6 @@
 """Training a grid of small runs: the loops that people write against `train_many`.
 
-    python benchmarks/training.py                  about six minutes on two cores
+    python benchmarks/training.py                  about seven minutes on two cores
     python benchmarks/training.py --quick          the same tables from little data: two minutes
     python benchmarks/training.py --json FILE      writes the numbers as well
     python benchmarks/training.py --device cuda    the same on a GPU

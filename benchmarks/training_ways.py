@@ -49,7 +49,7 @@ class Case:
         pixels = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         return Images(pixels, images.labels, SOURCES["cifar10"])
 
-    @cache  # noqa: B019
+    @cache  # noqa: B019 (likewise)
     def job(self, seed: int) -> Job:
         state = self.net(seed).state_dict()
         mask = masks.dense_mask(state, masks.prunable(self.net()))

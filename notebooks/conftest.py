@@ -5,4 +5,4 @@ from nbval.plugin import IPyNbFile
 
 def pytest_collectstart(collector):
     if isinstance(collector, IPyNbFile):
-        collector.output_timeout = 60  # seconds between two messages; a busy machine needs over 5
+        collector.output_timeout = 60  # seconds between two messages, for busy machines; no option

@@ -161,13 +161,13 @@ def handles(setup: Setup) -> list[dict]:
 def _mask_line(mask: np.ndarray, name: str) -> Scatter:
     """The axis that a mask leaves to move on."""
     keeps_w1 = bool(mask[0])
-    ends = ((HIGH, 0), (LOW, 0)) if keeps_w1 else ((0, LOW), (0, HIGH))
+    ends = ((HIGH, 0), (LOW, 0)) if keeps_w1 else ((0, HIGH), (0, LOW))
     return _line(*ends, name, "dash")
 
 
 def _line(start: tuple[float, float], end: tuple[float, float], name: str, dash: str) -> Scatter:
     """A line across the contours, named a little after its start."""
-    share = 0.12 if start[0] == HIGH else 0.03  # names are written to the right
+    share = 0.12 if start[0] == HIGH else 0.06  # names are written to the right
     inside = [(1 - share) * a + share * b for a, b in zip(start, end, strict=True)]
     return Scatter(
         x=[start[0], inside[0], end[0]],

@@ -203,10 +203,13 @@ def test_a_correlation_survives_a_mean_that_is_a_thousand_spreads(ratio, images)
 def test_the_released_variant_is_the_mean_of_every_batchs_standard_deviation(images):
     """Section 1.5 of the protocol, on batches of one size: moments and unbiased standard deviations
     averaged over the batches, 1e-4 added below."""
+
+    def mean(each):
+        return np.mean(list(each), axis=0)
+
     spec, nets = small_pair()
     found = similarities(spec, *nets, batches(images), std="mean_of_batches")
     for name, (moving, reference) in activations(spec, nets, images).items():
-        mean = lambda each: np.mean(list(each), axis=0)  # noqa: E731
         product = mean(b.T @ a / len(a) for a, b in zip(moving, reference, strict=True))
         mean_a, mean_b = (mean(x.mean(0) for x in net) for net in (moving, reference))
         std_a, std_b = (mean(x.std(0, ddof=1) for x in net) for net in (moving, reference))
