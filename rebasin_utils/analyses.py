@@ -50,11 +50,12 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
     moving, reference = (study.state(parent) for parent in node.parents[:2])
     matched = permute(study.spec, study.permutation(node.seed), moving)
     measured_on = {"test": _splits(study)["test"].head(2000), "train": _samples(study)}
+    of_reference = {split: _statistics(study, reference, x) for split, x in measured_on.items()}
     paths, variances = [], []
     for name, first in (("unmatched", moving), ("matched", matched)):
         wanted = {
             split: repair.lerp_statistics(
-                *(_statistics(study, end, images) for end in (first, reference)), 0.5
+                _statistics(study, first, images), of_reference[split], 0.5
             )
             for split, images in measured_on.items()
         }
@@ -65,8 +66,9 @@ def connectivity(study: Study, node: Node) -> dict[str, Any]:
                 points = _finite(interpolation.evaluate(study.model, states, images))
                 kind = {"path": name, "correction": correction, "split": split}
                 paths.append({**kind, "points": points})
+            middle = at(0.5)
             for split, images in measured_on.items():
-                found = _statistics(study, at(0.5), images)
+                found = _statistics(study, middle, images)
                 kind = {"path": name, "correction": correction, "split": split}
                 variances += [
                     {**kind, "layer": layer, "ratio": ratio}

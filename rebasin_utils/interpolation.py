@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_utils.data import Images, in_order
+from rebasin_utils.devices import channels_last
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import State
 from rebasin_utils.repair import lerp_statistics, repair, statistics
@@ -49,7 +50,7 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Tensor]) 
     This is the "REPAIR" of the paper's CIFAR experiments (Jordan et al. 2023, Section 4 call it the
     batch-norm case). Args: batches of images, float32 [batch, channels, height, width].
     """
-    net = copy.deepcopy(model)
+    net = channels_last(copy.deepcopy(model))
     net.load_state_dict(state)
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -58,7 +59,8 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Tensor]) 
     net.train()
     for x in batches:
         net.to(x.device)(x)
-    return {name: t.detach().cpu().clone() for name, t in net.state_dict().items()}
+    layout = {"memory_format": torch.contiguous_format}
+    return {name: t.detach().cpu().clone(**layout) for name, t in net.state_dict().items()}
 
 
 def merger(

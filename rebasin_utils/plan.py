@@ -36,7 +36,13 @@ STAGES = (
 ANALYSES = ("connectivity", "segment", "diversity", "plane")
 
 #: Raised by one whenever a stage would compute something else from the same settings.
-VERSIONS = dict.fromkeys(STAGES, 1) | {"dense": 2, "rewind": 2, "connectivity": 3}
+VERSIONS = dict.fromkeys(STAGES, 1) | {
+    "dense": 2,
+    "rewind": 2,
+    "connectivity": 4,
+    "segment": 2,
+    "plane": 2,
+}
 
 ROLES = ("A", "B")
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from rebasin_utils.devices import channels_last
 from rebasin_utils.masks import State
 
 
@@ -46,7 +47,7 @@ def _layers(model: nn.Module) -> list[_Layer]:
     if not all(isinstance(m, known) for m in model.modules() if not list(m.children())):
         return []
     try:
-        nodes = list(fx.symbolic_trace(model).graph.nodes)
+        nodes = list(fx.Tracer().trace(model).nodes)
     except Exception:  # whatever cannot be traced
         return []
     if not all(node.args == (before,) for before, node in pairwise(nodes)):
@@ -172,9 +173,8 @@ class Single:
     runs = 1
 
     def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
-        self.module = copy.deepcopy(model)
+        self.module = channels_last(copy.deepcopy(model)).to(device)
         self.module.load_state_dict(states[0])
-        self.module.to(device=device, memory_format=torch.channels_last)
         self.trained = list(self.module.parameters())
         self.parameters = self.named(self.trained)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from rebasin_utils import masks
 from rebasin_utils.diversity import METRICS
@@ -281,7 +281,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     values = pd.Series(values, dtype=float)
     if len(values) < 2:
         return values.mean(), float("-inf"), float("inf")
-    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    half = stdtrit(len(values) - 1, 0.975) * values.sem()
     return values.mean(), values.mean() - half, values.mean() + half
 
 
