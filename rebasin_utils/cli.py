@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -187,11 +188,14 @@ def study(
     table = _write_results(studies, preset, folder)
     begin = time.monotonic()
     values = {"preset": preset, "store": str(studies[0].store.root), "device": device}
-    done = batch.run_batch(batch.executions(notebooks.find([]), values), folder)
+    with ThreadPoolExecutor(1) as beside:
+        figures_folder = figures_folder or project_root() / "figures"
+        drawn = beside.submit(gallery.draw_all, studies, figures_folder)
+        done = batch.run_batch(batch.executions(notebooks.find([]), values), folder)
     batch.refuse_failures(done, folder)
+    drawn.result()
     executed = (done["state"] == "executed").sum()
-    typer.echo(f"notebooks: {executed} executed in {time.monotonic() - begin:.0f} s")
-    gallery.draw_all(studies, figures_folder or project_root() / "figures")
+    typer.echo(f"notebooks: {executed} executed, figures drawn in {time.monotonic() - begin:.0f} s")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
 
