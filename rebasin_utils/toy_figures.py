@@ -33,6 +33,8 @@ _TICKS = {
 RING = (
     "M12,0C12,6.6,6.6,12,0,12C-6.6,12,-12,6.6,-12,0C-12,-6.6,-6.6,-12,0,-12C6.6,-12,12,-6.6,12,0Z"
 )
+#: Steps that are closer to a descent's end than this are hidden by the mark there.
+END = 0.05
 #: Equal with respect to their ends: a factor that is no finding.
 ALIKE = 2.0
 
@@ -201,6 +203,8 @@ def _descent(name: str, run: Run) -> list[Scatter]:
     colour, start, end = COLOURS[run.method], run.path[0], run.path[-1]
     dense = run.method == "dense"
     quiet = dict(showlegend=False, hoverinfo="skip")
+    arrived = np.linalg.norm(run.path - end, axis=1) < END
+    seen = slice(len(arrived) - int(np.argmin(arrived[::-1])) + 1)
     return [
         Scatter(
             x=[run.init[0], start[0]],
@@ -213,12 +217,12 @@ def _descent(name: str, run: Run) -> list[Scatter]:
             **quiet,
         ),
         Scatter(
-            x=run.path[:, 0],
-            y=run.path[:, 1],
+            x=run.path[seen, 0],
+            y=run.path[seen, 1],
             mode="lines+markers",
             line=dict(color=colour, width=3),
             marker=dict(color=colour, size=5),
-            customdata=run.losses,
+            customdata=run.losses[seen],
             hovertemplate="step %{pointNumber}: loss %{customdata:.2f}<extra></extra>",
             showlegend=False,
         ),

@@ -25,8 +25,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 INITS = ("a1", "a2", "b1", "b2")
 STEP = 0.05  # of an init's slider
 
-#: Seconds without a move after which the surface follows: without a graphics card it takes as long
-#: to draw as the contours, and these should not wait for it.
+#: Seconds without a move after which the surface and the table follow: without a graphics card the
+#: surface takes as long to draw as the contours, and these should wait for neither.
 REST = 0.3
 
 
@@ -79,17 +79,17 @@ class _Explorer:
             self.above.layout.shapes = toy_figures.handles(self.story.setup)
         self._listens = True
         self.title.value = _as_title(self.story)
-        self.table.update(as_html(self.story.summary()))
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # outside of a notebook
-            self._redraw_surface()
+            self._redraw_rest()
             return
         if self._later:
             self._later.cancel()
-        self._later = loop.call_later(REST, self._redraw_surface)
+        self._later = loop.call_later(REST, self._redraw_rest)
 
-    def _redraw_surface(self) -> None:
+    def _redraw_rest(self) -> None:
+        self.table.update(as_html(self.story.summary()))
         with self.surface.batch_update():
             _replace(self.surface, toy_figures.slopes(self.story))
 
