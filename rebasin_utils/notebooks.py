@@ -120,7 +120,8 @@ def refresh(notebook: Notebook) -> None:
     """
     content = nbformat.read(notebook.path, as_version=4)
     where = {"metadata": {"path": str(notebook.path.parent)}}
-    NotebookClient(content, kernel_name="python3", resources=where).execute()
+    client = NotebookClient(content, kernel_name="python3", resources=where, coalesce_streams=True)
+    client.execute()
     content.metadata = {k: content.metadata[k] for k in ("kernelspec", "language_info")}
     content.metadata.language_info = {"name": "python"}
     for cell in content.cells:
