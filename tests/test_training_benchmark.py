@@ -14,10 +14,15 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def benchmarks():
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("training")
+    yield importlib.import_module
     sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def benchmark(benchmarks):
+    return benchmarks("training")
 
 
 def test_naive_and_ours_agree_within_the_noise_of_seeds(benchmark):
@@ -62,3 +67,20 @@ def test_the_published_grid_is_all_of_its_runs(benchmark):
     assert epochs["epochs, dense"] == 6 * 200
     assert epochs["epochs, imp"] == 3 * 19 * 50
     assert row["hours"] == pytest.approx(sum(epochs.values()) * 390 * 128 / 1000 / 3600)
+
+
+def test_nets_stacked_by_vmap_train_as_each_alone(benchmarks):
+    """Weights, masks and batch norm's running statistics, after a few steps."""
+    candidates = benchmarks("gpu_candidates")
+    task = candidates.Task("resnet8", 1, (1, 8, 8), 2, torch.device("cpu"))
+    ends = []
+    for name in candidates.WITHOUT_GPU:
+        way = task.begin(name)
+        for batch in task.batches:
+            way.step(*batch)
+        ends.append(way.states())
+    start = task.net().state_dict()
+    for alone, stacked in zip(*ends, strict=True):
+        assert not torch.equal(alone["stem.bn.running_mean"], start["stem.bn.running_mean"])
+        for name, tensor in alone.items():
+            torch.testing.assert_close(stacked[name], tensor, atol=1e-4, rtol=1e-3)

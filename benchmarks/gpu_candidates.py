@@ -1,0 +1,307 @@
+"""What there is to try for training many residual nets on one GPU: a table for each net.
+
+    python benchmarks/gpu_candidates.py                 some minutes
+    python benchmarks/gpu_candidates.py --device cpu    the ways that need no GPU, on few images
+
+Every way trains the same runs on the same batches: SGD with momentum, masks applied after every
+step. Printed are all runs' images a second (median over the rounds, batches already on the device),
+what that is in floating-point operations, the bytes that a run takes, and the largest difference of
+a weight from that of the first way after `CHECKED` steps, relative to the largest weight: rounding,
+unless a way is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from report import Row, Table, as_markdown, machine
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+from training import flops_per_image
+
+from rebasin_utils import masks, models
+from rebasin_utils.masks import Mask, State
+
+BATCH = 128
+SPARSITY = 0.9
+#: Steps after which the ways' weights are compared.
+CHECKED = 4
+#: (model, width, (channels, height, width) of an image)
+NETS = (("resnet20", 1, (1, 28, 28)), ("resnet20", 1, (3, 32, 32)), ("resnet20", 4, (3, 32, 32)))
+
+Context = Callable[[], AbstractContextManager]
+
+
+class Loop:
+    """One net after the other, step by step."""
+
+    def __init__(self, nets: Sequence[nn.Module], kept: Mask, precision: Context):
+        self.nets, self.precision = list(nets), precision
+        for net in self.nets:
+            net.to(memory_format=torch.channels_last).train()
+        self.optimizers = [sgd(net.parameters()) for net in self.nets]
+        self.masked = [[(net.get_parameter(n), m) for n, m in kept.items()] for net in self.nets]
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """x: [runs, batch, channels, height, width], y: [runs, batch]."""
+        for i in range(len(self.nets)):
+            self.one(i, x[i], y[i])
+
+    def one(self, i: int, x: Tensor, y: Tensor) -> None:
+        self.optimizers[i].zero_grad()
+        with self.precision():
+            loss = F.cross_entropy(self.nets[i](x), y)
+        loss.backward()
+        self.optimizers[i].step()
+        for parameter, mask in self.masked[i]:
+            parameter.data.mul_(mask)
+
+    def states(self) -> list[State]:
+        return [net.state_dict() for net in self.nets]
+
+
+class Compiled(Loop):
+    """One net after the other, its forward and backward compiled by torch.compile."""
+
+    def __init__(self, nets: Sequence[nn.Module], kept: Mask, precision: Context):
+        super().__init__(nets, kept, precision)
+        for net in self.nets:
+            net.compile()
+
+
+class Stacked:
+    """All nets as one with `torch.func.vmap`: their convolutions become grouped ones."""
+
+    def __init__(self, nets: Sequence[nn.Module], kept: Mask, precision: Context):
+        self.base, self.precision = nets[0].train(), precision
+        self.parameters, self.buffers = stack_module_state(list(nets))
+        self.optimizer = sgd(self.parameters.values())
+        self.masked = [(self.parameters[name], mask) for name, mask in kept.items()]
+        self.losses = vmap(self._loss, randomness="error")
+
+    def _loss(self, parameters: State, buffers: State, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(self.base, (parameters, buffers), (x,)), y)
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        self.optimizer.zero_grad()
+        with self.precision():
+            losses = self.losses(self.parameters, self.buffers, x, y)
+        losses.sum().backward()
+        self.optimizer.step()
+        for parameter, mask in self.masked:
+            parameter.data.mul_(mask)
+
+    def states(self) -> list[State]:
+        tensors = self.parameters | self.buffers
+        runs = len(next(iter(tensors.values())))
+        return [{n: t[i].detach() for n, t in tensors.items()} for i in range(runs)]
+
+
+class Graphed:
+    """Another way whose steps are recorded in CUDA graphs once and played again.
+
+    streams: one graph a net, each on a stream of its own; else one graph of everything.
+    """
+
+    def __init__(self, way: Loop | Stacked, x: Tensor, y: Tensor, streams: bool):
+        self.way, self.x, self.y = way, x.clone(), y.clone()
+        if streams:
+            parts = [lambda i=i: way.one(i, self.x[i], self.y[i]) for i in range(len(x))]
+        else:
+            parts = [lambda: way.step(self.x, self.y)]
+        before = [{n: t.clone() for n, t in state.items()} for state in way.states()]
+        self.played = [(torch.cuda.Stream(), torch.cuda.CUDAGraph()) for _ in parts]
+        for (stream, graph), part in zip(self.played, parts, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # what is made at first use must not be recorded
+                    part()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
+                part()
+        # Warming up has trained: back to the start.
+        with torch.no_grad():
+            for state, old in zip(way.states(), before, strict=True):
+                for name, tensor in state.items():
+                    tensor.copy_(old[name])
+        for optimizer in getattr(way, "optimizers", None) or [way.optimizer]:
+            for values in optimizer.state.values():
+                values["momentum_buffer"].zero_()  # a first step does the same without one
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        self.x.copy_(x)
+        self.y.copy_(y)
+        here = torch.cuda.current_stream()
+        for stream, graph in self.played:
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                graph.replay()
+        for stream, _ in self.played:
+            here.wait_stream(stream)
+
+    def states(self) -> list[State]:
+        return self.way.states()
+
+
+def sgd(parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(list(parameters), 0.02, 0.9, weight_decay=5e-4, fused=True)
+
+
+def bfloat16() -> AbstractContextManager:
+    """Master weights and batch norm's statistics stay float32."""
+    return torch.autocast("cuda", torch.bfloat16)
+
+
+#: Way -> (what steps, precision, recorded in CUDA graphs, on streams).
+WAYS: dict[str, tuple[type, Context, bool, bool]] = {
+    "one after the other": (Loop, nullcontext, False, False),
+    "one after the other, compiled": (Compiled, nullcontext, False, False),
+    "one graph": (Loop, nullcontext, True, False),
+    "a graph and a stream each": (Loop, nullcontext, True, True),
+    "vmap": (Stacked, nullcontext, False, False),
+    "vmap, one graph": (Stacked, nullcontext, True, False),
+    "one graph, bf16": (Loop, bfloat16, True, False),
+    "a graph and a stream each, bf16": (Loop, bfloat16, True, True),
+    "vmap, one graph, bf16": (Stacked, bfloat16, True, False),
+}
+#: Those that need no GPU.
+WITHOUT_GPU = ("one after the other", "vmap")
+
+
+class Task:
+    """Runs of one net, and the batches that they are trained on."""
+
+    def __init__(
+        self, model: str, width: int, shape: Sequence[int], runs: int, device: torch.device
+    ):
+        self.model, self.width, self.shape, self.runs = model, width, tuple(shape), runs
+        self.device = device
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(CHECKED, runs, BATCH, *shape, generator=generator)
+        labels = torch.randint(0, 10, (CHECKED, runs, BATCH), generator=generator)
+        self.batches = list(zip(images.to(device), labels.to(device), strict=True))
+
+    def net(self, seed: int = 0) -> nn.Module:
+        return models.build(self.model, self.shape, 10, self.width, seed)
+
+    def begin(self, name: str) -> Loop | Stacked | Graphed:
+        """The runs at their start, to be stepped in the way of that name."""
+        kind, precision, graphed, streams = WAYS[name]
+        net = self.net()
+        mask = masks.dense_mask(net.state_dict(), masks.prunable(net))
+        keep = round((1 - SPARSITY) * masks.count(mask))
+        mask = masks.global_magnitude(net.state_dict(), mask, keep)
+        kept = {n: m.to(self.device).float() for n, m in mask.items()}
+        nets = [self.net(seed).to(self.device) for seed in range(self.runs)]
+        way = kind(nets, kept, precision)
+        return Graphed(way, *self.batches[0], streams) if graphed else way
+
+    def speed(self, way: Loop | Stacked | Graphed, seconds: float) -> float:
+        """Images a second of all runs together: the median of five rounds."""
+        rounds = []
+        for _ in range(5):
+            steps, begin = 0, time.perf_counter()
+            while time.perf_counter() - begin < seconds / 5:
+                for batch in self.batches:
+                    way.step(*batch)
+                steps += len(self.batches)
+                self.wait()
+            rounds.append(steps * self.runs * BATCH / (time.perf_counter() - begin))
+        return median(rounds)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def try_all(task: Task, names: Sequence[str], seconds: float) -> Table:
+    flops = flops_per_image(task.net(), task.shape)
+    table, first = [], None
+    for name in names:
+        row: Row = {
+            "net": f"{task.model}×{task.width}, {' × '.join(map(str, task.shape))}",
+            "runs": task.runs,
+            "way": name,
+        }
+        try:
+            row |= _tried(task, name, seconds, flops)
+            after = row.pop("after")
+            first = first or after
+            row["difference"] = max(map(_difference, first, after))
+        except Exception as error:  # a way that does not run is a finding, too
+            sentence = str(error).split("\n", 1)[0][:80]
+            row |= dict.fromkeys(("images/s", "TFLOP/s", "MB a run"), float("nan"))
+            row["difference"] = f"{type(error).__name__}: {sentence}"
+        table.append(row)
+        if task.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return table
+
+
+def _tried(task: Task, name: str, seconds: float, flops: float) -> Row:
+    if task.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    way = task.begin(name)
+    for batch in task.batches:
+        way.step(*batch)
+    after = [{n: t.detach().cpu().clone() for n, t in s.items()} for s in way.states()]
+    speed = task.speed(way, seconds)
+    taken = torch.cuda.max_memory_allocated() if task.device.type == "cuda" else float("nan")
+    return {
+        "images/s": speed,
+        "TFLOP/s": speed * flops / 1e12,
+        "MB a run": taken / task.runs / 2**20,
+        "after": after,
+    }
+
+
+def _difference(a: State, b: State) -> float:
+    names = [name for name in a if a[name].is_floating_point()]
+    largest = max(a[name].abs().max().item() for name in names)
+    return max((a[name] - b[name]).abs().max().item() for name in names) / largest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
+    parser.add_argument("--runs", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--seconds", type=float, default=2.0, help="that each way is timed")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    nets, runs, names = NETS, options.runs, list(WAYS)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        nets, runs = (("resnet8", 1, (1, 14, 14)),), [2]
+        names = list(WITHOUT_GPU)
+    described = machine()
+    head = ", ".join(f"{k} {v}" for k, v in described.items())
+    print(f"# What there is to try for training on a GPU\n\n{head}.", flush=True)
+    tables = {}
+    for net in nets:
+        table = []
+        for count in runs:
+            task = Task(*net, count, device)
+            # Every net is compiled anew, which takes half a minute: one shows what it gains.
+            tried = [n for n in names if count == 1 or WAYS[n][0] is not Compiled]
+            table += try_all(task, tried, options.seconds)
+        tables[table[0]["net"]] = table
+        print(f"\n## {table[0]['net']}\n\n{as_markdown(table)}", flush=True)
+    if options.json:
+        numbers = {"machine": described, "tables": tables}
+        options.json.write_text(json.dumps(numbers, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main()
