@@ -3,8 +3,8 @@
 Two nets can so be run in step, and no more is kept of either than a forward keeps. What runs is a
 copy made for speed: in channels-last memory, where convolutions are fast and the matrices below are
 views, with eval-mode batch norms folded into the convolutions before them (Jacob et al. 2018,
-Section 3.2), and with additions and ReLUs that overwrite what only they look at. All this changes
-an activation by rounding error only.
+Section 3.2), with additions and ReLUs that overwrite what only they look at, and on a CPU with
+kernels that oneDNN lays out once. All this changes an activation by rounding error only.
 """
 
 from __future__ import annotations
@@ -68,9 +68,14 @@ def _tapped_nodes(graph: fx.GraphModule, spec: PermutationSpec) -> dict[fx.Node,
                 f"{group.tap.place}): the spec was traced from another architecture"
             )
     tapped = {nodes[group.tap.node] for group in spec.groups.values()}
+    for module in graph.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim == 4:
+                setattr(module, name, nn.Parameter(_channels_last(weight.detach()), False))
     folded = _fold_batch_norms(graph, tapped)
     _overwrite(graph, folded.values())
     nodes |= folded
+    nodes |= _pack(graph, {nodes[group.tap.node] for group in spec.groups.values()})
     taps = defaultdict(list)
     for name, group in spec.groups.items():
         taps[nodes[group.tap.node]].append(name)
@@ -78,10 +83,6 @@ def _tapped_nodes(graph: fx.GraphModule, spec: PermutationSpec) -> dict[fx.Node,
     output.args = (tuple(taps),)
     graph.graph.eliminate_dead_code()
     output.args = ((),)  # or else every tap would be kept to the end
-    for module in graph.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim == 4:
-                setattr(module, name, nn.Parameter(_channels_last(weight.detach()), False))
     return taps
 
 
@@ -141,6 +142,66 @@ def _added(x: Tensor, y: Tensor | float) -> Tensor:
     """The sum, in the memory of x where it fits."""
     fits = isinstance(y, Tensor) and (y.shape, y.dtype) == (x.shape, x.dtype)
     return x.add_(y) if fits else x + y
+
+
+def _pack(graph: fx.GraphModule, tapped: set[fx.Node]) -> dict[str, fx.Node]:
+    """Put `_Packed` for what it can compute; name of each ReLU's node -> what stands for it."""
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    stands_for = {}
+    for node in list(graph.graph.nodes):
+        conv = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if type(conv) is not nn.Conv2d or not _packable(conv) or calls[node.target] > 1:
+            continue
+        user = next(iter(node.users)) if len(node.users) == 1 and node not in tapped else None
+        then_relu = user is not None and _is_relu(graph, user)
+        graph.set_submodule(node.target, _Packed(conv, then_relu))
+        if then_relu:
+            user.replace_all_uses_with(node)
+            graph.graph.erase_node(user)
+            stands_for[user.name] = node
+    return stands_for
+
+
+def _packable(conv: nn.Conv2d) -> bool:
+    return (
+        not _hooked(conv)
+        and (conv.weight.device.type, conv.weight.dtype) == ("cpu", torch.float32)
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
+
+
+def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = graph.get_submodule(node.target)
+        return type(module) is nn.ReLU and not _hooked(module)
+    return node.op == "call_function" and node.target in (torch.relu, F.relu, F.relu_)
+
+
+class _Packed(nn.Module):
+    """A convolution on a CPU, its kernels in the layout that oneDNN computes with.
+
+    PyTorch brings them there at every call, unless its compiler has frozen the net; the operators
+    are that compiler's. relu: whether a ReLU follows, done while the result is in the cache.
+    """
+
+    def __init__(self, conv: nn.Conv2d, relu: bool):
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.how = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.then = "relu" if relu else "none"
+        self.packed_for: torch.Size | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        onednn = torch.ops.mkldnn
+        if x.shape != self.packed_for:
+            self.packed = onednn._reorder_convolution_weight(self.weight, *self.how, x.shape)
+            self.packed_for = x.shape
+        return onednn._convolution_pointwise(
+            x, self.packed, self.bias, *self.how, self.then, [], ""
+        )
 
 
 def _hooked(module: nn.Module) -> bool:

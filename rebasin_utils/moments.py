@@ -77,15 +77,20 @@ class Moments:
         self._sums = _added(self._sums, [x.double() for x in self._latest])
         self._latest, self._stretch = [], 0
 
+    def _totals(self) -> list[Tensor]:
+        """The sums over all samples so far, float64, in memory of their own."""
+        totals = [x.to(torch.float64, copy=True) for x in self._latest or self._sums]
+        return _added(totals, self._sums) if self._latest and self._sums else totals
+
     def similarity(self) -> tuple[np.ndarray, int]:
         """float64 [units of reference, units of moving]; the number of dead units.
 
         See `matching.similarities`. The covariance of a dead unit is exactly 0, so that rounding
         noise does not choose between dead units.
         """
-        if self._latest:
-            self._end_stretch()
-        mean_b, mean_a, square_b, square_a, products = (x.cpu() / self._samples for x in self._sums)
+        mean_b, mean_a, square_b, square_a, products = (
+            x.div_(self._samples).cpu() for x in self._totals()
+        )
         means = [mean_b, mean_a]  # about the shifts
         full = [m + s.double().cpu()[:, 0] for m, s in zip(means, self._shifts, strict=True)]
         squares = [square_b, square_a]

@@ -323,6 +323,17 @@ class Shares(nn.Module):
         return self.head(self.small(x.mean((2, 3), keepdim=True)) + x)
 
 
+def test_what_a_convolution_gives_can_be_looked_at_before_its_relu():
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(2, 1, 8, 8)
+    spec = PermutationSpec.trace(net, x)
+    ((name, group),) = spec.groups.items()
+    assert group.tap.node == "_1"
+    earlier = replace(spec, groups={name: replace(group, tap=replace(group.tap, node="_0"))})
+    ((_, matrix),) = streamed(net, earlier)(x)
+    torch.testing.assert_close(matrix, net[0](x).movedim(1, -1).flatten(0, -2))
+
+
 NETS = {
     "resnet8": lambda: models.build("resnet8", SHAPE, 10),
     "pruned": lambda: pruned(models.build("resnet8", SHAPE, 10)),
