@@ -121,17 +121,15 @@ def _overwrite(graph: fx.GraphModule, folded: Iterable[fx.Node]) -> None:
 
     Memory that is fresh from the system costs more than the sum of two activations.
     """
-    modules = dict(graph.named_modules())
     own = set(folded)  # nodes whose results share no memory with anything
     for node in graph.graph.nodes:
         free = next((x for x in node.all_input_nodes if x in own and len(x.users) == 1), None)
         if free is None:
             continue
-        called = modules[node.target] if node.op == "call_module" else node.target
-        if called in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
+        if node.target in (operator.add, torch.add) and len(node.args) == 2 and not node.kwargs:
             other = node.args[int(node.args[0] is free)]
             node.target, node.args = _added, (free, other)
-        elif called in (torch.relu, F.relu) or (type(called) is nn.ReLU and not _hooked(called)):
+        elif _is_relu(graph, node):
             node.op, node.target, node.args, node.kwargs = "call_function", F.relu_, (free,), {}
         else:
             continue
