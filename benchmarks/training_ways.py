@@ -16,6 +16,7 @@ from torchvision import transforms
 
 from rebasin_utils import data, masks, models
 from rebasin_utils.data import SOURCES, Batches, Images
+from rebasin_utils.devices import reproducible
 from rebasin_utils.training import Job, Recipe, train_many
 
 BATCH = 128
@@ -173,7 +174,8 @@ def careful(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
 def ours(case: Case, seeds: Sequence[int], device: str) -> list[masks.State]:
     jobs = [case.job(seed) for seed in seeds]
     images = case.images().to(device)
-    done = train_many(case.net(), jobs, case.recipe, images, augment=case.rgb)
+    with reproducible(torch.device(device)):
+        done = train_many(case.net(), jobs, case.recipe, images, augment=case.rgb)
     return [trained.state for trained in done]
 
 

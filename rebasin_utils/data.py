@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +126,17 @@ class Images:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 [..., channels, height, width] -> float32 with the source's mean and std."""
-        mean = torch.tensor(self.source.mean, device=pixels.device).view(-1, 1, 1) * 255
-        std = torch.tensor(self.source.std, device=pixels.device).view(-1, 1, 1) * 255
+        mean, std = _mean_and_std(self.source, pixels.device)
         return (pixels.to(torch.float32) - mean) / std
+
+
+@cache
+def _mean_and_std(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of pixels in [0, 255], [channels, 1, 1] each; a GPU waits for numbers that are sent to it."""
+    return tuple(
+        torch.tensor(values, device=device).view(-1, 1, 1) * 255
+        for values in (source.mean, source.std)
+    )
 
 
 def data_root() -> Path:

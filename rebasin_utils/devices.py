@@ -60,15 +60,18 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU a study computes with one thread: convolutions round otherwise with two.
+def reproducible(device: torch.device) -> Iterator[None]:
+    """The same bits every time: one thread on a CPU, cuDNN's deterministic kernels on a GPU.
 
-    Small runs gain nothing from threads anyway; cores are used by processes.
+    With two threads convolutions round otherwise than with one. Small runs gain nothing from
+    threads anyway; cores are used by processes.
     """
-    threads = torch.get_num_threads()
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     if device.type == "cpu":
         torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = deterministic

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_utils import analyses, data, masks, matching, models, pruning, rows
-from rebasin_utils.devices import device_name, one_thread, torch_device
+from rebasin_utils.devices import device_name, reproducible, torch_device
 from rebasin_utils.errors import InputError
 from rebasin_utils.masks import Mask, State
 from rebasin_utils.permutation import (
@@ -130,7 +130,7 @@ class Study:
                     self.load(parent)  # now, so that no lock is held while it is waited for
         with ExitStack() as held:
             held.enter_context(self.store.troubles_in_a_sentence())
-            held.enter_context(one_thread(self.device))
+            held.enter_context(reproducible(self.device))
             for digest in sorted(inside):
                 held.enter_context(self.store.lock(digest))
             lacking = [node for node in lacking if node.key not in self.store]

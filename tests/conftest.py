@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from rebasin_utils import data, runner
+from rebasin_utils.devices import reproducible
 from rebasin_utils.presets import preset
 from rebasin_utils.settings import Settings
 from rebasin_utils.store import Store
 from rebasin_utils.study import Study
 
 
+def pytest_addoption(parser):
+    on = "what tests/test_training.py trains on"
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help=on)
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cpu":  # "auto" is the CPU, in what tests start as well
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+def _reproducible(device):
+    with reproducible(device):
+        yield
 
 
 @pytest.fixture(scope="session")
