@@ -5,9 +5,13 @@
 
 Every way trains the same runs on the same batches: SGD with momentum, masks applied after every
 step. Printed are all runs' images a second (median over the rounds, batches already on the device),
-what that is in floating-point operations, the bytes that a run takes, and the largest difference of
-a weight from that of the first way after `CHECKED` steps, relative to the largest weight: rounding,
-unless a way is wrong.
+what that is in floating-point operations and in memory traffic, the bytes that a run takes, and the
+largest difference of a weight from that of the first way after `CHECKED` steps, relative to the
+largest weight: rounding, unless a way is wrong.
+
+Traffic is what PyTorch's operations read and write in a float32 step, one operation at a time. Its
+share of a large copy's speed, measured here, says how near a way is to the memory's limit; a way
+that fuses operations, or whose operands stay in the cache, or in bf16, may go beyond it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +31,8 @@ from report import Row, Table, as_markdown, machine
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training import flops_per_image
 
 from rebasin_utils import masks, models
@@ -37,6 +44,8 @@ SPARSITY = 0.9
 CHECKED = 4
 #: (model, width, (channels, height, width) of an image)
 NETS = (("resnet20", 1, (1, 28, 28)), ("resnet20", 1, (3, 32, 32)), ("resnet20", 4, (3, 32, 32)))
+
+COLUMNS = ("images/s", "TFLOP/s", "GB/s", "of a copy's (%)", "MB a run")
 
 Context = Callable[[], AbstractContextManager]
 
@@ -161,17 +170,42 @@ def bfloat16() -> AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16)
 
 
-#: Way -> (what steps, precision, recorded in CUDA graphs, on streams).
-WAYS: dict[str, tuple[type, Context, bool, bool]] = {
-    "one after the other": (Loop, nullcontext, False, False),
-    "one after the other, compiled": (Compiled, nullcontext, False, False),
-    "one graph": (Loop, nullcontext, True, False),
-    "a graph and a stream each": (Loop, nullcontext, True, True),
-    "vmap": (Stacked, nullcontext, False, False),
-    "vmap, one graph": (Stacked, nullcontext, True, False),
-    "one graph, bf16": (Loop, bfloat16, True, False),
-    "a graph and a stream each, bf16": (Loop, bfloat16, True, True),
-    "vmap, one graph, bf16": (Stacked, bfloat16, True, False),
+@dataclass(frozen=True)
+class Way:
+    """How a step is made.
+
+    graphed: recorded in CUDA graphs; streams: one for each net. any_kernel: not only cuDNN's
+    deterministic ones, which make a run repeatable. ieee: convolutions in full float32, where
+    PyTorch by default takes TensorFloat-32.
+    """
+
+    kind: type[Loop] | type[Stacked]
+    precision: Context = nullcontext
+    graphed: bool = False
+    streams: bool = False
+    any_kernel: bool = False
+    ieee: bool = False
+
+    def begin(self, nets: Sequence[nn.Module], kept: Mask, x: Tensor, y: Tensor) -> Any:
+        """The nets at their start, ready to be stepped."""
+        torch.backends.cudnn.deterministic = not self.any_kernel
+        torch.backends.cudnn.conv.fp32_precision = "ieee" if self.ieee else "tf32"
+        way = self.kind(nets, kept, self.precision)
+        return Graphed(way, x, y, self.streams) if self.graphed else way
+
+
+WAYS = {
+    "one after the other": Way(Loop),
+    "one after the other, compiled": Way(Compiled),
+    "one graph": Way(Loop, graphed=True),
+    "one graph, any kernel": Way(Loop, graphed=True, any_kernel=True),
+    "one graph, IEEE float32": Way(Loop, graphed=True, ieee=True),
+    "a graph and a stream each": Way(Loop, graphed=True, streams=True),
+    "vmap": Way(Stacked),
+    "vmap, one graph": Way(Stacked, graphed=True),
+    "one graph, bf16": Way(Loop, bfloat16, graphed=True),
+    "a graph and a stream each, bf16": Way(Loop, bfloat16, graphed=True, streams=True),
+    "vmap, one graph, bf16": Way(Stacked, bfloat16, graphed=True),
 }
 #: Those that need no GPU.
 WITHOUT_GPU = ("one after the other", "vmap")
@@ -195,15 +229,13 @@ class Task:
 
     def begin(self, name: str) -> Loop | Stacked | Graphed:
         """The runs at their start, to be stepped in the way of that name."""
-        kind, precision, graphed, streams = WAYS[name]
         net = self.net()
         mask = masks.dense_mask(net.state_dict(), masks.prunable(net))
         keep = round((1 - SPARSITY) * masks.count(mask))
         mask = masks.global_magnitude(net.state_dict(), mask, keep)
         kept = {n: m.to(self.device).float() for n, m in mask.items()}
         nets = [self.net(seed).to(self.device) for seed in range(self.runs)]
-        way = kind(nets, kept, precision)
-        return Graphed(way, *self.batches[0], streams) if graphed else way
+        return WAYS[name].begin(nets, kept, *self.batches[0])
 
     def speed(self, way: Loop | Stacked | Graphed, seconds: float) -> float:
         """Images a second of all runs together: the median of five rounds."""
@@ -223,8 +255,44 @@ class Task:
             torch.cuda.synchronize()
 
 
-def try_all(task: Task, names: Sequence[str], seconds: float) -> Table:
-    flops = flops_per_image(task.net(), task.shape)
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views move nothing."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        if not operation.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, results)) if isinstance(t, Tensor)]
+            self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return results
+
+
+def bytes_per_image(task: Task) -> float:
+    """What the operations of a step move, for one image of one run."""
+    way = Loop([task.net()], {}, nullcontext)
+    x, y = (part[0].cpu() for part in task.batches[0])
+    way.one(0, x, y)  # a first step makes the momentum
+    with Traffic() as traffic:
+        way.one(0, x, y)
+    return traffic.moved / len(x)
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes a second that a large copy reads and writes: the best of ten."""
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**24, device=device)
+    target, best = torch.zeros_like(source), float("inf")
+    for _ in range(10):
+        begin = time.perf_counter()
+        target.copy_(source)
+        target[0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - begin)
+    return 2 * source.numel() * source.element_size() / best
+
+
+def try_all(task: Task, names: Sequence[str], seconds: float, copied: float) -> Table:
+    """copied: bytes a second of a large copy."""
+    flops, moved = flops_per_image(task.net(), task.shape), bytes_per_image(task)
     table, first = [], None
     for name in names:
         row: Row = {
@@ -233,13 +301,19 @@ def try_all(task: Task, names: Sequence[str], seconds: float) -> Table:
             "way": name,
         }
         try:
-            row |= _tried(task, name, seconds, flops)
-            after = row.pop("after")
+            speed, taken, after = _tried(task, name, seconds)
             first = first or after
-            row["difference"] = max(map(_difference, first, after))
+            row |= {
+                "images/s": speed,
+                "TFLOP/s": speed * flops / 1e12,
+                "GB/s": speed * moved / 1e9,
+                "of a copy's (%)": 100 * speed * moved / copied,
+                "MB a run": taken / task.runs / 2**20,
+                "difference": max(map(_difference, first, after)),
+            }
         except Exception as error:  # a way that does not run is a finding, too
             sentence = str(error).split("\n", 1)[0][:80]
-            row |= dict.fromkeys(("images/s", "TFLOP/s", "MB a run"), float("nan"))
+            row |= dict.fromkeys(COLUMNS, float("nan"))
             row["difference"] = f"{type(error).__name__}: {sentence}"
         table.append(row)
         if task.device.type == "cuda":
@@ -247,7 +321,8 @@ def try_all(task: Task, names: Sequence[str], seconds: float) -> Table:
     return table
 
 
-def _tried(task: Task, name: str, seconds: float, flops: float) -> Row:
+def _tried(task: Task, name: str, seconds: float) -> tuple[float, float, list[State]]:
+    """Images a second, bytes taken at most, and the nets after `CHECKED` steps."""
     if task.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     way = task.begin(name)
@@ -256,12 +331,7 @@ def _tried(task: Task, name: str, seconds: float, flops: float) -> Row:
     after = [{n: t.detach().cpu().clone() for n, t in s.items()} for s in way.states()]
     speed = task.speed(way, seconds)
     taken = torch.cuda.max_memory_allocated() if task.device.type == "cuda" else float("nan")
-    return {
-        "images/s": speed,
-        "TFLOP/s": speed * flops / 1e12,
-        "MB a run": taken / task.runs / 2**20,
-        "after": after,
-    }
+    return speed, taken, after
 
 
 def _difference(a: State, b: State) -> float:
@@ -285,21 +355,22 @@ def main() -> None:
         torch.set_num_threads(1)
         nets, runs = (("resnet8", 1, (1, 14, 14)),), [2]
         names = list(WITHOUT_GPU)
-    described = machine()
+    described, copied = machine(), copy_speed(device)
     head = ", ".join(f"{k} {v}" for k, v in described.items())
     print(f"# What there is to try for training on a GPU\n\n{head}.", flush=True)
+    print(f"A large copy moves {copied / 1e9:.0f} GB/s.", flush=True)
     tables = {}
     for net in nets:
         table = []
         for count in runs:
             task = Task(*net, count, device)
             # Every net is compiled anew, which takes half a minute: one shows what it gains.
-            tried = [n for n in names if count == 1 or WAYS[n][0] is not Compiled]
-            table += try_all(task, tried, options.seconds)
+            tried = [n for n in names if count == 1 or WAYS[n].kind is not Compiled]
+            table += try_all(task, tried, options.seconds, copied)
         tables[table[0]["net"]] = table
         print(f"\n## {table[0]['net']}\n\n{as_markdown(table)}", flush=True)
     if options.json:
-        numbers = {"machine": described, "tables": tables}
+        numbers = {"machine": described, "copy (GB/s)": copied / 1e9, "tables": tables}
         options.json.write_text(json.dumps(numbers, indent=1, default=float) + "\n")
 
 
