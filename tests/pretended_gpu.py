@@ -1,10 +1,15 @@
 """A GPU that is pretended: it computes on the CPU, and minds what would fail or wait on a real one.
 
 Its tensors say that they are on "cuda"; an operation that mixes them with tensors of the CPU fails,
-as PyTorch lets it fail, and whatever crosses between the two is counted.
+as PyTorch lets it fail, and whatever crosses between the two is counted. A graph is what a CUDA
+graph is: operations with the memory and the numbers that they had when they were recorded.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -43,12 +48,14 @@ class There(Tensor):
         strays = [t for t in tensors if not isinstance(t, There)]
         copied = strays and operation is torch.ops.aten.copy_.default
         if copied or operation is torch.ops.aten._local_scalar_dense.default:
-            PretendedGPU.crossed += 1
+            PretendedGPU.cross()
         elif any(t.ndim for t in strays):
             shapes = [tuple(t.shape) for t in strays]
             raise RuntimeError(f"{operation}: tensors on two devices, {shapes} on the CPU")
         here = tree_map_only(There, lambda t: t.here, (args, kwargs or {}))
         results = operation(*here[0], **here[1])
+        if Graph.recording is not None and not operation.is_view:
+            Graph.recording.append((operation, here, results))
         # What is computed in place is the tensor that it was.
         known = {id(t): t for t in strays} | {
             id(t.here): t for t in tensors if isinstance(t, There)
@@ -76,9 +83,15 @@ class PretendedGPU(TorchFunctionMode):
         if _is_cuda(kwargs.get("device")):
             made = func(*args, **kwargs | {"device": "cpu"})
             if func in (torch.tensor, torch.as_tensor):
-                PretendedGPU.crossed += 1
+                self.cross()
             return made if isinstance(made, There) else There(made)
         return func(*args, **kwargs)
+
+    @classmethod
+    def cross(cls) -> None:
+        if Graph.recording is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cls.crossed += 1
 
     def _moved(self, tensor: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """`Tensor.to`."""
@@ -93,12 +106,66 @@ class PretendedGPU(TorchFunctionMode):
         return self._there(tensor) if to_cuda and not isinstance(tensor, There) else tensor
 
     def _there(self, tensor: Tensor) -> There:
-        PretendedGPU.crossed += 1
+        self.cross()
         return There(tensor.detach().clone())
 
     def _back(self, tensor: There) -> Tensor:
-        PretendedGPU.crossed += 1
+        self.cross()
         return tensor.here.clone()
+
+
+class Graph:
+    """In the place of `torch.cuda.CUDAGraph`."""
+
+    recording: list | None = None
+
+    @contextmanager
+    def record(self, stream: object) -> Iterator[None]:
+        """In the place of `torch.cuda.graph`."""
+        Graph.recording = self.tape = []
+        yield
+        Graph.recording = None
+
+    def replay(self) -> None:
+        for operation, (args, kwargs), results in self.tape:
+            again = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old is not new:
+                    old.copy_(new)
+
+
+class Stream:
+    """In the place of `torch.cuda.Stream`: all work is done at once, in the order of the calls."""
+
+    def wait_stream(self, other: Stream) -> None: ...
+
+
+_CUDA = {
+    "CUDAGraph": Graph,
+    "graph": Graph.record,
+    "Stream": Stream,
+    "current_stream": Stream,
+    "stream": nullcontext,
+    "synchronize": lambda: None,
+    "empty_cache": lambda: None,
+    "get_device_name": lambda device: "pretended",
+    "mem_get_info": lambda device: (2**32, 2**32),
+    "memory_reserved": lambda device: 0,
+    "memory_allocated": lambda device: 0,
+    "max_memory_allocated": lambda: 0,
+    "reset_peak_memory_stats": lambda: None,
+}
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[PretendedGPU]:
+    """In it "cuda" can be used."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with patch.multiple(torch.cuda, **_CUDA), PretendedGPU() as gpu:
+            yield gpu
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
 
 
 def _is_cuda(device: str | torch.device | None) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pretended_gpu import PretendedGPU
+from pretended_gpu import pretended_gpu
 
 from rebasin_utils import models, runner
 from rebasin_utils.data import SOURCES
@@ -16,20 +16,8 @@ from rebasin_utils.study import Study
 from rebasin_utils.training import Job, Recipe, train_many
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """In whose context "cuda" can be used."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**32, 2**32))
-    for counter in ("memory_reserved", "memory_allocated"):
-        monkeypatch.setattr(torch.cuda, counter, lambda device: 0)
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
-    yield PretendedGPU()
-    torch.__future__.set_overwrite_module_params_on_conversion(False)
-
-
-def test_the_pretended_gpu_minds_what_a_real_one_does(gpu):
-    with gpu:
+def test_the_pretended_gpu_minds_what_a_real_one_does():
+    with pretended_gpu() as gpu:
         there = torch.ones(3, device="cuda")
         assert (there + 1).device.type == "cuda"
         with pytest.raises(RuntimeError, match="two devices"):
@@ -42,14 +30,14 @@ def test_the_pretended_gpu_minds_what_a_real_one_does(gpu):
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
-def test_a_study_on_a_gpu_leaves_nothing_on_the_cpu(model, gpu, tiny, tmp_path):
+def test_a_study_on_a_gpu_leaves_nothing_on_the_cpu(model, tiny, tmp_path):
     """All stages; the pretended GPU computes what the CPU does."""
     less = dict(pool=4, test_limit=100, alphas=(0.0, 0.5, 1.0), paths_to_every_round=False)
     settings = tiny.with_values(
         model=model, rewind_epochs=(1,), methods=("lth", "permuted"), **less
     )
     tables = []
-    for device, entered in (("cpu", nullcontext()), ("cuda", gpu)):
+    for device, entered in (("cpu", nullcontext()), ("cuda", pretended_gpu())):
         with entered:
             study = Study(settings, tmp_path / device, device)
             runner.run(study, cluster=None, quiet=True)
@@ -62,7 +50,7 @@ def test_a_study_on_a_gpu_leaves_nothing_on_the_cpu(model, gpu, tiny, tmp_path):
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_step_of_training_waits_for_nothing(model, augment, gpu, images):
+def test_a_step_of_training_waits_for_nothing(model, augment, images):
     """Twice as many steps send no more to the GPU, and ask no more of it."""
     net = models.build(model, images.shape, 10)
     job = Job(net.state_dict(), 0, dense_mask(net.state_dict(), prunable(net)))
@@ -70,7 +58,7 @@ def test_a_step_of_training_waits_for_nothing(model, augment, gpu, images):
     crossed = []
     for samples in (64, 128, 256):
         some = replace(images.head(samples), source=SOURCES["fashion-mnist"])
-        with gpu:
+        with pretended_gpu() as gpu:
             before = gpu.crossed
             train_many(net, [job], recipe, some.to("cuda"), augment=augment)
             crossed.append(gpu.crossed - before)

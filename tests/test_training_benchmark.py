@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -69,18 +70,36 @@ def test_the_published_grid_is_all_of_its_runs(benchmark):
     assert row["hours"] == pytest.approx(sum(epochs.values()) * 390 * 128 / 1000 / 3600)
 
 
-def test_nets_stacked_by_vmap_train_as_each_alone(benchmarks):
-    """Weights, masks and batch norm's running statistics, after a few steps."""
+@pytest.fixture
+def ways_end_alike(benchmarks):
+    """Checks that ways to train two nets on a device do the same."""
     candidates = benchmarks("gpu_candidates")
-    task = candidates.Task("resnet8", 1, (1, 8, 8), 2, torch.device("cpu"))
-    ends = []
-    for name in candidates.WITHOUT_GPU:
-        way = task.begin(name)
-        for batch in task.batches:
-            way.step(*batch)
-        ends.append(way.states())
-    start = task.net().state_dict()
-    for alone, stacked in zip(*ends, strict=True):
-        assert not torch.equal(alone["stem.bn.running_mean"], start["stem.bn.running_mean"])
-        for name, tensor in alone.items():
-            torch.testing.assert_close(stacked[name], tensor, atol=1e-4, rtol=1e-3)
+
+    def check(names, device: str) -> None:
+        task = candidates.Task("resnet8", 1, (1, 8, 8), 2, torch.device(device))
+        ends = []
+        for name in names:
+            way = task.begin(name)
+            for batch in task.batches:
+                way.step(*batch)
+            ends.append([{n: t.cpu() for n, t in state.items()} for state in way.states()])
+        start = task.net().state_dict()
+        for others in ends[1:]:
+            for alone, other in zip(ends[0], others, strict=True):
+                assert not torch.equal(alone["stem.bn.running_mean"], start["stem.bn.running_mean"])
+                for name, tensor in alone.items():
+                    torch.testing.assert_close(other[name], tensor, atol=1e-4, rtol=1e-3)
+
+    return check
+
+
+def test_nets_stacked_by_vmap_train_as_each_alone(ways_end_alike):
+    """Weights, masks and batch norm's running statistics, after a few steps."""
+    ways_end_alike(["one after the other", "vmap"], "cpu")
+
+
+def test_nets_whose_steps_are_played_again_train_as_each_alone(ways_end_alike):
+    """Recorded once, nothing of it may wait for the CPU or be new at every step."""
+    with pretended_gpu():
+        names = ["one after the other", "one graph", "a graph and a stream each"]
+        ways_end_alike(names, "cuda")
