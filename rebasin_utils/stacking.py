@@ -199,12 +199,6 @@ class Single:
         return of_each_run({n: t[None] for n, t in self.module.state_dict().items()})
 
 
-def together_as_one(
-    model: nn.Module, states: Sequence[State], device: torch.device
-) -> Stacked | Single:
-    return (Stacked if stackable(model) else Single)(model, states, device)
-
-
 def of_each_run(tensors: State) -> list[State]:
     """Tensors that lead with the run taken apart: copies on the CPU, in memory of their own."""
     runs = len(next(iter(tensors.values())))

@@ -3,7 +3,8 @@
 `train_many` trains a list of `Job`s and returns what training them one by one would: a run's
 randomness comes from its own seed alone, so what is trained beside it changes nothing. Networks
 of linear layers are stacked and stepped together (batched matrix products); the others run one
-after another in channels-last memory (`benchmarks/training_candidates.md` decided).
+after another in channels-last memory (`benchmarks/training_candidates.md` decided), or on a GPU
+side by side as graphs, where a trial finds that faster.
 
 Masked weights are held at zero by multiplying with the mask after every step. This equals
 `torch.nn.utils.prune`, where a masked weight gets no gradient and is never seen by the forward
@@ -31,16 +32,9 @@ from torch.nn import functional as F
 
 from rebasin_utils.data import Batches, Images, in_order
 from rebasin_utils.devices import memory_available
+from rebasin_utils.graphs import Graphed, choose
 from rebasin_utils.masks import Mask, State
-from rebasin_utils.stacking import (
-    Single,
-    Stacked,
-    bytes_of_a_run,
-    lines_up,
-    of_each_run,
-    stackable,
-    together_as_one,
-)
+from rebasin_utils.stacking import Single, Stacked, bytes_of_a_run, lines_up, of_each_run, stackable
 from rebasin_utils.store import replace_synced
 
 #: Runs that one worker is dealt at a time.
@@ -130,10 +124,11 @@ def train_many(
         One `Trained` per job, in order.
     """
     batches = Batches(images, recipe.batch_size, augment)
-    together = _stacked_at_most(model, images, recipe.batch_size)
+    kind, together = _way(model, jobs, batches)
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, begun in _groups(jobs, together):
-        group = _Group(model, [jobs[i] for i in chosen], begun, recipe, batches)
+        net = kind(model, [b.state for b in begun], images.pixels.device)
+        group = _Group(net, [jobs[i] for i in chosen], begun, recipe, batches)
         for i, trained in zip(chosen, group.run(until, progress, checkpoint_seconds), strict=True):
             results[i] = trained
     return results
@@ -176,10 +171,11 @@ def _answers(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
+    kind = Stacked if stackable(model) else Single
     last = len(images) % batch_size or batch_size
     together = _stacked_at_most(model, images, min(batch_size, len(images)), last)
     for start in range(0, len(states), together):
-        net = together_as_one(model, states[start : start + together], images.pixels.device)
+        net = kind(model, states[start : start + together], images.pixels.device)
 
         def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in in_order(images, batch_size):
@@ -187,6 +183,19 @@ def _answers(
                     yield net.logits(x.expand(net.runs, *x.shape)), y
 
         yield batches()
+
+
+def _way(
+    model: nn.Module, jobs: Sequence[Job], batches: Batches
+) -> tuple[type[Stacked] | type[Single] | type[Graphed], int]:
+    """What steps these runs, and how many of them as one."""
+    if stackable(model):
+        return Stacked, _stacked_at_most(model, batches.images, batches.batch_size)
+    if not jobs or not batches.images.pixels.is_cuda:
+        return Single, 1
+    some = jobs[:TOGETHER]
+    plan = batches.plan([job.seed for job in some], epoch=0)
+    return choose(model, some[0].state, *batches.at(plan, step=0))
 
 
 def _stacked_at_most(model: nn.Module, images: Images, *batches: int) -> int:
@@ -274,15 +283,13 @@ class _Group:
 
     def __init__(
         self,
-        model: nn.Module,
+        net: Stacked | Single | Graphed,
         jobs: Sequence[Job],
         begun: Sequence[_Progress],
         recipe: Recipe,
         batches: Batches,
     ):
-        self.jobs, self.recipe, self.batches = jobs, recipe, batches
-        device = batches.images.pixels.device
-        self.net = together_as_one(model, [b.state for b in begun], device)
+        self.net, self.jobs, self.recipe, self.batches = net, jobs, recipe, batches
         self.masks = _stacked_masks(jobs, self.net)
         self._apply_masks()
         self.epoch = begun[0].epoch
@@ -369,7 +376,9 @@ class _Group:
 
 
 @torch.no_grad()
-def _stacked_masks(jobs: Sequence[Job], net: Stacked | Single) -> list[tuple[Tensor, Tensor]]:
+def _stacked_masks(
+    jobs: Sequence[Job], net: Stacked | Single | Graphed
+) -> list[tuple[Tensor, Tensor]]:
     """What is trained and masked, with masks of its shape; what has no mask is kept whole."""
     if not any(job.mask for job in jobs):
         return []

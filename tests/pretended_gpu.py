@@ -123,8 +123,10 @@ class Graph:
     def record(self, stream: object) -> Iterator[None]:
         """In the place of `torch.cuda.graph`."""
         Graph.recording = self.tape = []
-        yield
-        Graph.recording = None
+        try:
+            yield
+        finally:
+            Graph.recording = None
 
     def replay(self) -> None:
         for operation, (args, kwargs), results in self.tape:
@@ -137,16 +139,18 @@ class Graph:
 class Stream:
     """In the place of `torch.cuda.Stream`: all work is done at once, in the order of the calls."""
 
+    def __init__(self, device: torch.device = DEVICE): ...
+
     def wait_stream(self, other: Stream) -> None: ...
 
 
-_CUDA = {
+CUDA = {
     "CUDAGraph": Graph,
     "graph": Graph.record,
     "Stream": Stream,
     "current_stream": Stream,
     "stream": nullcontext,
-    "synchronize": lambda: None,
+    "synchronize": lambda device=DEVICE: None,
     "empty_cache": lambda: None,
     "get_device_name": lambda device: "pretended",
     "mem_get_info": lambda device: (2**32, 2**32),
@@ -162,7 +166,7 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
     """In it "cuda" can be used."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with patch.multiple(torch.cuda, **_CUDA), PretendedGPU() as gpu:
+        with patch.multiple(torch.cuda, **CUDA), PretendedGPU() as gpu:
             yield gpu
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(False)

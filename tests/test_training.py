@@ -23,7 +23,7 @@ from torch.nn.utils import prune
 from rebasin_utils import masks, models, training
 from rebasin_utils.data import SOURCES, Batches, Images, in_order
 from rebasin_utils.devices import KEEP_MEMORY
-from rebasin_utils.stacking import bytes_of_a_run
+from rebasin_utils.stacking import Stacked, bytes_of_a_run
 from rebasin_utils.training import Job, Recipe, evaluate, stackable, train, train_many
 
 RECIPE = Recipe(epochs=3, lr=0.08, batch_size=64)
@@ -166,13 +166,13 @@ def test_runs_are_split_to_fit_the_memory_and_do_not_change(
     expected = train_many(mlp(), jobs, RECIPE, images)
     tested = evaluate(mlp(), [job.state for job in jobs], images, RECIPE.batch_size)
     made, of_a_run = [], bytes_of_a_run(mlp(), 196, RECIPE.batch_size)
-    together_as_one = training.together_as_one
+    begin = Stacked.__init__
 
-    def noted(model, states, device):
+    def noted(self, model, states, device):
         made.append(len(states))
-        return together_as_one(model, states, device)
+        begin(self, model, states, device)
 
-    monkeypatch.setattr(training, "together_as_one", noted)
+    monkeypatch.setattr(Stacked, "__init__", noted)
     monkeypatch.setattr(training, "memory_available", lambda device: 2 * fit * of_a_run + 10)
     found = train_many(mlp(), jobs, RECIPE, images)
     assert made == sizes
