@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import flops_per_image
 
-from rebasin_utils import masks, models
+from rebasin_utils import graphs, masks, models
 from rebasin_utils.masks import Mask, State
 
 BATCH = 128
@@ -62,17 +62,14 @@ class Loop:
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """x: [runs, batch, channels, height, width], y: [runs, batch]."""
-        for i in range(len(self.nets)):
-            self.one(i, x[i], y[i])
-
-    def one(self, i: int, x: Tensor, y: Tensor) -> None:
-        self.optimizers[i].zero_grad()
-        with self.precision():
-            loss = F.cross_entropy(self.nets[i](x), y)
-        loss.backward()
-        self.optimizers[i].step()
-        for parameter, mask in self.masked[i]:
-            parameter.data.mul_(mask)
+        for i, net in enumerate(self.nets):
+            self.optimizers[i].zero_grad()
+            with self.precision():
+                loss = F.cross_entropy(net(x[i]), y[i])
+            loss.backward()
+            self.optimizers[i].step()
+            for parameter, mask in self.masked[i]:
+                parameter.data.mul_(mask)
 
     def states(self) -> list[State]:
         return [net.state_dict() for net in self.nets]
@@ -115,28 +112,41 @@ class Stacked:
         return [{n: t[i].detach() for n, t in tensors.items()} for i in range(runs)]
 
 
+class SideBySide:
+    """The package's way: a graph and a stream for each net, the optimiser outside."""
+
+    def __init__(self, nets: Sequence[nn.Module], kept: Mask, precision: Context):
+        states = [net.state_dict() for net in nets]
+        self.net, self.precision = graphs.Graphed(nets[0], states, _device(nets[0])), precision
+        self.optimizer = sgd(self.net.trained)
+        trained = self.net.named(self.net.trained)
+        self.masked = [(trained[name], mask) for name, mask in kept.items()]
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        with self.precision():  # when the graphs are recorded
+            self.net.losses(x, y)
+        self.optimizer.step()
+        for tensor, mask in self.masked:
+            tensor.mul_(mask)
+
+    def states(self) -> list[State]:
+        return self.net.states()
+
+
 class Graphed:
-    """Another way whose steps are recorded in CUDA graphs once and played again.
+    """Another way whose whole step, all nets' and the optimiser's, is one CUDA graph."""
 
-    streams: one graph a net, each on a stream of its own; else one graph of everything.
-    """
-
-    def __init__(self, way: Loop | Stacked, x: Tensor, y: Tensor, streams: bool):
+    def __init__(self, way: Loop | Stacked, x: Tensor, y: Tensor):
         self.way, self.x, self.y = way, x.clone(), y.clone()
-        if streams:
-            parts = [lambda i=i: way.one(i, self.x[i], self.y[i]) for i in range(len(x))]
-        else:
-            parts = [lambda: way.step(self.x, self.y)]
         before = [{n: t.clone() for n, t in state.items()} for state in way.states()]
-        self.played = [(torch.cuda.Stream(), torch.cuda.CUDAGraph()) for _ in parts]
-        for (stream, graph), part in zip(self.played, parts, strict=True):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # what is made at first use must not be recorded
-                    part()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, stream=stream):
-                part()
+        stream, self.graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # what is made at first use must not be recorded
+                way.step(self.x, self.y)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(self.graph, stream=stream):
+            way.step(self.x, self.y)
         # Warming up has trained: back to the start.
         with torch.no_grad():
             for state, old in zip(way.states(), before, strict=True):
@@ -149,16 +159,14 @@ class Graphed:
     def step(self, x: Tensor, y: Tensor) -> None:
         self.x.copy_(x)
         self.y.copy_(y)
-        here = torch.cuda.current_stream()
-        for stream, graph in self.played:
-            stream.wait_stream(here)
-            with torch.cuda.stream(stream):
-                graph.replay()
-        for stream, _ in self.played:
-            here.wait_stream(stream)
+        self.graph.replay()
 
     def states(self) -> list[State]:
         return self.way.states()
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
 
 
 def sgd(parameters: Any) -> torch.optim.SGD:
@@ -166,23 +174,22 @@ def sgd(parameters: Any) -> torch.optim.SGD:
 
 
 def bfloat16() -> AbstractContextManager:
-    """Master weights and batch norm's statistics stay float32."""
-    return torch.autocast("cuda", torch.bfloat16)
+    """Master weights and batch norm's statistics stay float32; a graph keeps no cast weights."""
+    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
 
 
 @dataclass(frozen=True)
 class Way:
     """How a step is made.
 
-    graphed: recorded in CUDA graphs; streams: one for each net. any_kernel: not only cuDNN's
-    deterministic ones, which make a run repeatable. ieee: convolutions in full float32, where
-    PyTorch by default takes TensorFloat-32.
+    graphed: recorded in one CUDA graph. any_kernel: not only cuDNN's deterministic ones, which make
+    a run repeatable. ieee: convolutions in full float32, where PyTorch by default takes
+    TensorFloat-32.
     """
 
-    kind: type[Loop] | type[Stacked]
+    kind: type[Loop] | type[Stacked] | type[SideBySide]
     precision: Context = nullcontext
     graphed: bool = False
-    streams: bool = False
     any_kernel: bool = False
     ieee: bool = False
 
@@ -191,20 +198,20 @@ class Way:
         torch.backends.cudnn.deterministic = not self.any_kernel
         torch.backends.cudnn.conv.fp32_precision = "ieee" if self.ieee else "tf32"
         way = self.kind(nets, kept, self.precision)
-        return Graphed(way, x, y, self.streams) if self.graphed else way
+        return Graphed(way, x, y) if self.graphed else way
 
 
 WAYS = {
     "one after the other": Way(Loop),
     "one after the other, compiled": Way(Compiled),
+    "side by side (taken)": Way(SideBySide),
+    "side by side, any kernel": Way(SideBySide, any_kernel=True),
+    "side by side, IEEE float32": Way(SideBySide, ieee=True),
     "one graph": Way(Loop, graphed=True),
-    "one graph, any kernel": Way(Loop, graphed=True, any_kernel=True),
-    "one graph, IEEE float32": Way(Loop, graphed=True, ieee=True),
-    "a graph and a stream each": Way(Loop, graphed=True, streams=True),
     "vmap": Way(Stacked),
     "vmap, one graph": Way(Stacked, graphed=True),
+    "side by side, bf16": Way(SideBySide, bfloat16),
     "one graph, bf16": Way(Loop, bfloat16, graphed=True),
-    "a graph and a stream each, bf16": Way(Loop, bfloat16, graphed=True, streams=True),
     "vmap, one graph, bf16": Way(Stacked, bfloat16, graphed=True),
 }
 #: Those that need no GPU.
@@ -227,7 +234,7 @@ class Task:
     def net(self, seed: int = 0) -> nn.Module:
         return models.build(self.model, self.shape, 10, self.width, seed)
 
-    def begin(self, name: str) -> Loop | Stacked | Graphed:
+    def begin(self, name: str) -> Loop | Stacked | SideBySide | Graphed:
         """The runs at their start, to be stepped in the way of that name."""
         net = self.net()
         mask = masks.dense_mask(net.state_dict(), masks.prunable(net))
@@ -237,7 +244,7 @@ class Task:
         nets = [self.net(seed).to(self.device) for seed in range(self.runs)]
         return WAYS[name].begin(nets, kept, *self.batches[0])
 
-    def speed(self, way: Loop | Stacked | Graphed, seconds: float) -> float:
+    def speed(self, way: Loop | Stacked | SideBySide | Graphed, seconds: float) -> float:
         """Images a second of all runs together: the median of five rounds."""
         rounds = []
         for _ in range(5):
@@ -271,11 +278,11 @@ class Traffic(TorchDispatchMode):
 def bytes_per_image(task: Task) -> float:
     """What the operations of a step move, for one image of one run."""
     way = Loop([task.net()], {}, nullcontext)
-    x, y = (part[0].cpu() for part in task.batches[0])
-    way.one(0, x, y)  # a first step makes the momentum
+    x, y = (part[:1].cpu() for part in task.batches[0])
+    way.step(x, y)  # a first step makes the momentum
     with Traffic() as traffic:
-        way.one(0, x, y)
-    return traffic.moved / len(x)
+        way.step(x, y)
+    return traffic.moved / BATCH
 
 
 def copy_speed(device: torch.device) -> float:

@@ -130,6 +130,8 @@ _chosen: dict[tuple, tuple[type[Single] | type[Graphed], int]] = {}
 def _measured(
     model: nn.Module, state: State, x: Tensor, y: Tensor
 ) -> tuple[type[Single] | type[Graphed], int]:
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        return Single, 1
     try:
         runs = _fitting(model, state, x, y)
         x, y = x[:runs], y[:runs]

@@ -101,5 +101,5 @@ def test_nets_stacked_by_vmap_train_as_each_alone(ways_end_alike):
 def test_nets_whose_steps_are_played_again_train_as_each_alone(ways_end_alike):
     """Recorded once, nothing of it may wait for the CPU or be new at every step."""
     with pretended_gpu():
-        names = ["one after the other", "one graph", "a graph and a stream each"]
+        names = ["one after the other", "one graph", "side by side (taken)"]
         ways_end_alike(names, "cuda")
