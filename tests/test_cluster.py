@@ -43,16 +43,16 @@ def test_a_job_asks_slurm_for_what_the_description_says(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("visible", "device", "expected"),
+    ("visible", "chosen", "expected"),
     [
         ("3,5", "cuda", ["3", "5", "3"]),
         ("3,5", "cuda:1", ["5", "5", "5"]),
         ("3,5", "cpu", [None, None, None]),
     ],
 )
-def test_workers_are_dealt_to_the_gpus_in_turn(monkeypatch, visible, device, expected):
+def test_workers_are_dealt_to_the_gpus_in_turn(monkeypatch, visible, chosen, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    gpus = cluster._gpus(torch.device(device))
+    gpus = cluster._gpus(torch.device(chosen))
     assert [cluster._pinned(gpus, i).get("CUDA_VISIBLE_DEVICES") for i in range(3)] == expected
 
 
