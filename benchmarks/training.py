@@ -1,6 +1,6 @@
 """Training a grid of small runs: the loops that people write against `train_many`.
 
-    python benchmarks/training.py                  about nine minutes on two cores
+    python benchmarks/training.py                  about twelve minutes on two cores
     python benchmarks/training.py --quick          the same tables from little data: three minutes
     python benchmarks/training.py --json FILE      writes the numbers as well
     python benchmarks/training.py --device cuda    on a GPU: wider nets and more images, too
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     options = parser.parse_args()
     on = Machine(options.device)
-    rounds = 1 if options.quick else 2
+    rounds = 1 if options.quick else 4
     gpu = options.device != "cpu"
     mlp, resnet8, *larger = chosen = cases(options.quick, gpu)
     limit = on.product_speed()
