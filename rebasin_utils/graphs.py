@@ -158,7 +158,7 @@ def _fitting(model: nn.Module, state: State, x: Tensor, y: Tensor) -> int:
 
 def _compare(together: Graphed, model: nn.Module, state: State, x: Tensor, y: Tensor) -> None:
     """RuntimeError unless two steps of every run do what two of one alone do."""
-    batches = ((x.flip(-1), y), (x, y))  # recorded with the first, played with another
+    batches = ((x.flip(-1), y.flip(-1)), (x, y))  # recorded with the first, played with another
     found = _two_steps(together, batches)
     for run in range(together.runs):
         own = [(x[run : run + 1], y[run : run + 1]) for x, y in batches]

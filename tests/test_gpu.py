@@ -188,7 +188,9 @@ def test_a_net_that_cannot_be_recorded_is_trained_as_it_is(way, why):
         assert chosen(Wilful(way)) == (Single, 1)
 
 
-@pytest.mark.parametrize("mistake", ["another run's images", "old images", "old weights"])
+@pytest.mark.parametrize(
+    "mistake", ["another run's images", "old images", "old labels", "old weights"]
+)
 def test_graphs_that_give_other_numbers_are_not_taken(mistake, monkeypatch):
     step, record = graphs.Graphed._step, graphs.Graphed._record
 
@@ -203,6 +205,8 @@ def test_graphs_that_give_other_numbers_are_not_taken(mistake, monkeypatch):
         record(self, x, y)
         if mistake == "old images":
             self._x = self._x.clone()
+        if mistake == "old labels":
+            self._y = self._y.clone()
         if mistake == "old weights":
             for i, tensor in enumerate(self.trained):
                 self.trained[i] = tensor.clone()
