@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from rebasin_utils import data, stacking
+
 DEVICE = torch.device("cuda", 0)
 
 
@@ -57,12 +59,12 @@ class There(Tensor):
         if Graph.recording is not None and not operation.is_view:
             Graph.recording.append((operation, here, results))
         # What is computed in place is the tensor that it was.
-        known = {id(t): t for t in strays} | {
-            id(t.here): t for t in tensors if isinstance(t, There)
-        }
-        return tree_map_only(
-            Tensor, lambda t: known[id(t)] if id(t) in known else There(t), results
-        )
+        known = {id(t.here if isinstance(t, There) else t): t for t in tensors}
+
+        def wrapped(result: Tensor) -> Tensor:
+            return known[id(result)] if id(result) in known else There(result)
+
+        return tree_map_only(Tensor, wrapped, results)
 
 
 class PretendedGPU(TorchFunctionMode):
@@ -165,11 +167,19 @@ CUDA = {
 def pretended_gpu() -> Iterator[PretendedGPU]:
     """In it "cuda" can be used."""
     torch.__future__.set_overwrite_module_params_on_conversion(True)
+    _forget()
     try:
         with patch.multiple(torch.cuda, **CUDA), PretendedGPU() as gpu:
             yield gpu
     finally:
+        _forget()
         torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def _forget() -> None:
+    """What is remembered of one GPU, which is not true of another that bears its name."""
+    data._mean_and_std.cache_clear()
+    stacking._alone_rounds_otherwise.cache_clear()
 
 
 def _is_cuda(device: str | torch.device | None) -> bool:
