@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from report import Row, Table, as_markdown, machine
+from report import Row, Table, as_markdown, device_argument, machine
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
@@ -351,12 +351,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
+    parser.add_argument(
+        "--device", type=device_argument, default="cuda", help="cuda (default) or cpu"
+    )
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=2.0, help="that each way is timed")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args()
-    device = torch.device(options.device)
+    device = options.device
     nets, runs, names = NETS, options.runs, list(WAYS)
     if device.type == "cpu":
         torch.set_num_threads(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from argparse import ArgumentTypeError
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rebasin_utils.devices import KEEP_MEMORY
+from rebasin_utils.devices import KEEP_MEMORY, torch_device
+from rebasin_utils.errors import InputError
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -45,6 +47,14 @@ def machine() -> dict[str, str]:
         **versions,
         "date": date.today().isoformat(),
     }
+
+
+def device_argument(name: str) -> torch.device:
+    """For argparse: the device called `name`, or one sentence that it is not here."""
+    try:
+        return torch_device(name)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def cores() -> int:

@@ -43,7 +43,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from report import Row, Table, as_markdown, cores, machine
+from report import Row, Table, as_markdown, cores, device_argument, machine
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_ways import BATCH, SPARSITY, Case, careful, cases, convolutions_alone, naive, ours
@@ -267,26 +267,29 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--quick", action="store_true", help="little data: numbers mean less")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--device", type=device_argument, default="cpu", help="cpu (default) or cuda"
+    )
     options = parser.parse_args()
-    on = Machine(options.device)
+    device = options.device.type
+    on = Machine(device)
     rounds = 1 if options.quick else 4
-    gpu = options.device != "cpu"
+    gpu = device != "cpu"
     mlp, resnet8, *larger = chosen = cases(options.quick, gpu)
     limit = on.product_speed()
     numbers: dict[str, object] = {
         "machine": machine(),
-        "device": options.device,
+        "device": device,
         "quick": options.quick,
         "product (GFLOP/s)": limit / 1e9,
     }
     described = ", ".join(f"{k} {v}" for k, v in numbers["machine"].items())
-    print(f"# Benchmark: training\n\n{described}; on {options.device}.\n")
+    print(f"# Benchmark: training\n\n{described}; on {device}.\n")
     print(f"Batches of {BATCH}, {SPARSITY:.0%} of the weights masked. A large float32 product:")
     print(f"{limit / 1e9:.0f} GFLOP/s.")
 
     def grid() -> Table:
-        where = numbers["machine"]["cpu" if options.device == "cpu" else "gpu"]
+        where = numbers["machine"]["gpu" if gpu else "cpu"]
         rows = [row for row in numbers["a"] if row["net, images"] == chosen[-1].name]
         speeds = {row["way"]: row["images/s"] for row in rows}
         speeds.pop("convolutions alone", None)

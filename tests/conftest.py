@@ -23,6 +23,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "cpu":  # "auto" is the CPU, in what tests start as well
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise pytest.UsageError("--device = cuda: torch sees no GPU here; the default is cpu")
 
 
 @pytest.fixture(scope="session")
