@@ -95,7 +95,10 @@ class Graphed:
 
     def _step(self, run: int) -> None:
         own = {name: tensor[run] for name, tensor in self._tensors.items()}
-        parameters = [own[name].requires_grad_() for name in self._names]
+        parameters = [
+            own[name].requires_grad_(parameter.requires_grad)
+            for name, parameter in self._module.named_parameters()
+        ]
         loss = F.cross_entropy(functional_call(self._module, own, (self._x[run],)), self._y[run])
         gradients = torch.autograd.grad(loss, parameters)
         torch._foreach_copy_([tensor.grad[run] for tensor in self.trained], gradients)
@@ -130,8 +133,6 @@ _chosen: dict[tuple, tuple[type[Single] | type[Graphed], int]] = {}
 def _measured(
     model: nn.Module, state: State, x: Tensor, y: Tensor
 ) -> tuple[type[Single] | type[Graphed], int]:
-    if not all(parameter.requires_grad for parameter in model.parameters()):
-        return Single, 1
     try:
         runs = _fitting(model, state, x, y)
         x, y = x[:runs], y[:runs]

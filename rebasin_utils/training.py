@@ -171,9 +171,8 @@ def _answers(
     model: nn.Module, states: Sequence[State], images: Images, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
-    kind = Stacked if stackable(model) else Single
     last = len(images) % batch_size or batch_size
-    together = _stacked_at_most(model, images, min(batch_size, len(images)), last)
+    kind, together = _stack(model, images, min(batch_size, len(images)), last)
     for start in range(0, len(states), together):
         net = kind(model, states[start : start + together], images.pixels.device)
 
@@ -188,27 +187,30 @@ def _answers(
 def _way(
     model: nn.Module, jobs: Sequence[Job], batches: Batches
 ) -> tuple[type[Stacked] | type[Single] | type[Graphed], int]:
-    """What steps these runs, and how many of them as one."""
-    if stackable(model):
-        return Stacked, _stacked_at_most(model, batches.images, batches.batch_size)
-    if not jobs or not batches.images.pixels.is_cuda:
-        return Single, 1
+    """What trains these runs, and how many of them as one."""
+    kind, together = _stack(model, batches.images, batches.batch_size)
+    if kind is Stacked or not jobs or not batches.images.pixels.is_cuda:
+        return kind, together
     some = jobs[:TOGETHER]
     plan = batches.plan([job.seed for job in some], epoch=0)
     return choose(model, some[0].state, *batches.at(plan, step=0))
 
 
-def _stacked_at_most(model: nn.Module, images: Images, *batches: int) -> int:
-    """How many runs are stepped as one: few enough for half of the memory there is.
+def _stack(
+    model: nn.Module, images: Images, *batches: int
+) -> tuple[type[Stacked] | type[Single], int]:
+    """What computes the model, and how many runs as one: few enough for half of the memory.
 
     batches: the batch sizes that there are.
     """
     inputs = math.prod(images.shape)
-    if not stackable(model) or not all(lines_up(model, inputs, batch) for batch in batches):
-        return 1
+    if not stackable(model):
+        return Single, 1
+    if not all(lines_up(model, inputs, batch) for batch in batches):
+        return Stacked, 1
     of_a_run = bytes_of_a_run(model, inputs, max(batches))
     fit = memory_available(images.pixels.device) // 2 // of_a_run
-    return max(1, min(STACKED, fit))
+    return Stacked, max(1, min(STACKED, fit))
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

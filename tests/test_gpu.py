@@ -168,11 +168,12 @@ def test_no_more_runs_are_taken_than_half_of_the_memory_holds(monkeypatch):
 
 
 class Wilful(nn.Module):
-    """A net that a graph cannot hold, for one of two reasons."""
+    """A net that a graph cannot hold, for one of three reasons."""
 
     def __init__(self, way: str):
         super().__init__()
         self.way, self.net, self.other = way, resnet(), nn.Linear(14, 10)
+        self.other.requires_grad_(way != "is frozen")
 
     def forward(self, images):
         if self.way == "asks":
@@ -181,7 +182,12 @@ class Wilful(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("way", "why"), [("asks", "capturing"), ("leaves out", "not have been used")]
+    ("way", "why"),
+    [
+        ("asks", "capturing"),
+        ("leaves out", "not have been used"),
+        ("is frozen", "not require grad"),
+    ],
 )
 def test_a_net_that_cannot_be_recorded_is_trained_as_it_is(way, why):
     with pytest.warns(UserWarning, match=f"without CUDA graphs: .*{why}"):
