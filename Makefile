@@ -1,21 +1,32 @@
 # make study   install what is needed and run the whole argument at the pocket preset
 # make test    install what is needed and run linter, layer check, tests and notebooks
+# make quick   linter, layer check and the tests that take no time: for whoever changes a line
+# make lab     install what is needed and open the notebooks in JupyterLab
+# make site    build the static pages of notebooks, library and benchmarks in build/site
 # make refresh execute the committed notebooks in place, so that they show their pictures
+# make gpu     on a machine with a GPU: what only that can show, in one report (benchmarks/gpu.md)
+#
+# PIP_ARGS goes to the installer, uv where it is there and else pip: PyTorch without CUDA by
+# PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"
 
 PYTHON ?= python3
+PIP_ARGS ?=
+UV ?= $(shell command -v uv 2>/dev/null)
 PRESET ?= pocket
 BIN := .venv/bin
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install \
+	--disable-pip-version-check) --quiet $(PIP_ARGS) -c constraints.txt
 # One thread a process: the study runs one process per core.
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
 
-.PHONY: study test lint refresh clean
+.PHONY: study test quick lab site lint refresh gpu clean
 
 study: .venv/installed
 	$(BIN)/rebasin study --preset $(PRESET)
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks -p no:cacheprovider
 
 lint: .venv/installed-test
@@ -23,8 +34,21 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+quick: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+site: .venv/installed
+	$(INSTALL) -e ".[site]"
+	$(BIN)/python docs/build.py
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
 refresh: .venv/installed
 	$(BIN)/rebasin notebooks refresh
+
+gpu: .venv/installed-test
+	$(BIN)/python benchmarks/gpu.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -32,11 +56,11 @@ refresh: .venv/installed
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(INSTALL) -e ".[test]"
 	@touch $@
 
 clean:

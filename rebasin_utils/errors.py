@@ -11,3 +11,7 @@ class StoreError(InputError):
 
 class RunError(RuntimeError):
     """A part of a run failed through no fault of the input; the sentence says where to look."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, told from a `KeyboardInterrupt`, which the command line's library would swallow."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from rebasin_utils import cli
-from rebasin_utils.presets import preset
-from rebasin_utils.settings import Settings
+from rebasin_utils.study.presets import preset
+from rebasin_utils.study.settings import Settings
 
 
 def options_for(settings: Settings) -> list[str]:

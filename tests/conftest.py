@@ -7,16 +7,17 @@ import os
 import pytest
 import torch
 
-from rebasin_utils import data, runner
-from rebasin_utils.devices import reproducible
-from rebasin_utils.presets import preset
-from rebasin_utils.settings import Settings
-from rebasin_utils.store import Store
-from rebasin_utils.study import Study
+from rebasin_utils.nets import data
+from rebasin_utils.nets.devices import reproducible
+from rebasin_utils.running import runner
+from rebasin_utils.study.presets import preset
+from rebasin_utils.study.settings import Settings
+from rebasin_utils.study.store import Store
+from rebasin_utils.study.study import Study
 
 
 def pytest_addoption(parser):
-    on = "what tests/test_training.py trains on"
+    on = "what tests/training/test_training.py trains on"
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help=on)
 
 
@@ -25,6 +26,45 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not torch.cuda.is_available():
         raise pytest.UsageError("--device = cuda: torch sees no GPU here; the default is cpu")
+
+
+#: Files whose tests train studies, start kernels, browsers or clusters, or trace large nets.
+SLOW = [
+    "test_batch",
+    "test_brought",
+    "test_browser",
+    "test_dag",
+    "test_drills",
+    "test_few_images",
+    "test_gpu",
+    "test_judgement",
+    "test_matching_networks",
+    "test_norms",
+    "test_notebooks",
+    "test_pictures",
+    "test_plugin",
+    "test_progress",
+    "test_pruning",
+    "test_rescaling",
+    "test_reuse",
+    "test_shipped",
+    "test_sign_nets",
+    "test_site",
+    "test_slurm",
+    "test_study",
+    "test_tracing_hubs",
+    "test_tracing_oracle",
+    "test_tracing_property",
+    "test_tracing_torchvision",
+    "test_training",
+    "test_training_benchmark",
+]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -47,22 +87,55 @@ def images() -> data.Images:
 @pytest.fixture
 def store(tmp_path) -> Store:
     """An empty store."""
-    return Store(tmp_path / "store")
+    empty = Store(tmp_path / "store")
+    empty.prepare()
+    return empty
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Settings:
     """A whole study, all stages and methods, in a few seconds."""
     (smoke,) = preset("smoke")
-    recipes = {"dense.batch_size": 64, "imp.batch_size": 64}
-    return smoke.with_values(
-        name="tiny", train_limit=256, sparsities=(0.5,), cell=(0.5, 1), **recipes
-    )
+    changes = {
+        "data.train_limit": 256,
+        "sparse.sparsities": (0.5,),
+        "closer_look.sparsity": 0.5,
+        "dense.batch_size": 64,
+        "imp.batch_size": 64,
+    }
+    return smoke.with_values(name="tiny", **changes)
 
 
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory) -> Study:
     """The tiny study, run by one worker. To be read; what changes a store works on a copy."""
     study = Study(tiny, tmp_path_factory.mktemp("finished") / "store")
+    runner.run(study, workers=1, quiet=True)
+    return study
+
+
+@pytest.fixture(scope="session")
+def smoked(tmp_path_factory) -> Study:
+    """The smoke preset, run by one worker. To be read; what changes a store works on a copy."""
+    (smoke,) = preset("smoke")
+    study = Study(smoke, tmp_path_factory.mktemp("smoked") / "store")
+    runner.run(study, workers=1, quiet=True)
+    return study
+
+
+@pytest.fixture(scope="session")
+def signed(tmp_path_factory) -> list[Study]:
+    """The smoke studies of signed masks: with batch norm, and without norm layers. To be read."""
+    store = tmp_path_factory.mktemp("signed") / "store"
+    studies = [Study(settings, store) for settings in preset("smoke-signs")]
+    runner.run(studies, workers=1, quiet=True)
+    return studies
+
+
+@pytest.fixture(scope="session")
+def reused(tmp_path_factory) -> Study:
+    """The smoke study of a mask on other data. To be read."""
+    (settings,) = preset("smoke-reuse")
+    study = Study(settings, tmp_path_factory.mktemp("reused") / "store")
     runner.run(study, workers=1, quiet=True)
     return study

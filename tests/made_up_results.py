@@ -32,4 +32,6 @@ def made_up(effects: dict[str, float], seeds: int = 4, noise: float = 0.2, **col
             rows.append((method, sparsity, k, seed, (pair + effects[method] + own) / 100))
     names = ["method", "sparsity", "rewind_epoch", "seed", "test_accuracy"]
     table = pd.DataFrame(rows, columns=names).astype({"rewind_epoch": "Int64"})
-    return table.assign(**{"diverged": False, "dataset": "d", "model": "m", "width": 1} | columns)
+    return table.assign(
+        **{"diverged": False, "epochs": 10, "dataset": "d", "model": "m", "width": 1} | columns
+    )

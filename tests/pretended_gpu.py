@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rebasin_utils import data, stacking
+from rebasin_utils.nets import images
+from rebasin_utils.training import stacking
 
 DEVICE = torch.device("cuda", 0)
 
@@ -178,7 +179,7 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
 
 def _forget() -> None:
     """What is remembered of one GPU, which is not true of another that bears its name."""
-    data._mean_and_std.cache_clear()
+    images._mean_and_std.cache_clear()
     stacking._alone_rounds_otherwise.cache_clear()
 
 

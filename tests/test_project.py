@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -14,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+from rebasin_utils import versions
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,7 +78,7 @@ def third_party_imports(folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("rebasin_utils", ["cluster"]), ("tests", ["test"])]
+    ("folder", "extras"), [("rebasin_utils", ["cluster", "timm"]), ("tests", ["test", "timm"])]
 )
 def test_whatever_is_imported_is_declared(folder, extras):
     providers = metadata.packages_distributions()
@@ -90,10 +94,34 @@ def test_the_command_is_where_the_project_says():
     assert callable(entry.load())
 
 
+def test_the_package_has_the_name_that_is_installed_and_imported():
+    assert PROJECT["name"] == "rebasin-utils"
+    assert list(PROJECT["scripts"]) == ["rebasin"]
+    assert metadata.version("rebasin-utils") == PROJECT["version"] == versions.own_version()
+    assert set(metadata.packages_distributions()["rebasin_utils"]) == {"rebasin-utils"}
+
+
 def test_the_licence_and_the_citation_are_there():
     assert PROJECT["license"] == "MIT"
     for name in PROJECT["license-files"]:
-        assert "Permission is hereby granted" in (ROOT / name).read_text()
+        said = "Permission is hereby granted" if not name.endswith(".mnist") else "BY-SA"
+        assert said in (ROOT / name).read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"]
     assert citation.get("version", PROJECT["version"]) == PROJECT["version"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize(
+    ("uv", "installer"), [("", ".venv/bin/pip install"), ("/a/uv", "/a/uv pip")]
+)
+def test_the_makefile_hands_on_what_the_installer_shall_know(tmp_path, uv, installer):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    asked = ["make", "--dry-run", "test", f"UV={uv}", "PIP_ARGS=--index-url https://a.b/cpu"]
+    said = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in said.replace("\\\n\t", "").splitlines() if " install " in line]
+    assert len(installs) == 2
+    for line in installs:
+        assert line.startswith(installer)
+        assert "--index-url https://a.b/cpu -c constraints.txt -e" in line

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rebasin_utils import cluster
+from rebasin_utils.chapters.evidence import accuracy_grid, gap_closed
 from rebasin_utils.paths import project_root
-from rebasin_utils.tables import accuracy_grid, gap_closed
+from rebasin_utils.running import cluster
+from rebasin_utils.study.presets import PRESETS, changed
+from rebasin_utils.study.settings import assignments
 
 ROOT = project_root()
 README = (ROOT / "README.md").read_text()
@@ -16,7 +18,7 @@ RESULTS = pd.read_csv(ROOT / "figures" / "pocket-mlp-accuracy.csv")
 
 def test_the_headline_table_is_the_grid_of_the_committed_results():
     rows = re.findall(r"^\| (\d) \| (.*) \|$", README, re.MULTILINE)
-    columns = ["lth", "permuted", "naive", "random_permutation", "random_mask"]
+    columns = ["lth", "permuted", "naive"]
     expected = accuracy_grid(RESULTS).loc[0.9][columns].round(1)
     assert [int(k) for k, _ in rows] == list(expected.index)
     for k, row in rows:
@@ -31,6 +33,22 @@ def test_the_share_of_the_gap_is_the_one_that_was_measured():
 def test_every_file_and_notebook_that_it_names_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_every_wing_that_it_describes_is_one():
+    wings = re.findall(r"^\| `(\w+)/` \|", README, re.MULTILINE)
+    folders = {p.parent.name for p in (ROOT / "rebasin_utils").glob("*/__init__.py")}
+    assert set(wings) == folders
+    assert len(wings) == len(folders)
+
+
+def test_its_commands_name_presets_and_settings_that_there_are():
+    for name in re.findall(r"--preset ([\w-]+)", README):
+        assert name in PRESETS
+    settings = re.findall(r"--set ([\w.]+)=([^\s`]+)", README)
+    assert settings
+    for name, value in settings:
+        assert changed("pocket", assignments([f"{name}={value}"]))
 
 
 def test_its_example_runs():

@@ -1,0 +1,1 @@
+"""Every notebook's other half: its figures and its claims with their verdicts."""

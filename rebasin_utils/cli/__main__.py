@@ -1,0 +1,3 @@
+from rebasin_utils.cli import main
+
+main()

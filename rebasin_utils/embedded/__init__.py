@@ -1,1 +1,0 @@
-"""Data that the package carries: a subset of Fashion-MNIST (see `make`)."""

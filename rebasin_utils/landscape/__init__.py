@@ -1,0 +1,1 @@
+"""Between and around solutions: paths, REPAIR, the plane through three nets, diversity, the toy."""

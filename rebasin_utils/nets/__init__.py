@@ -1,0 +1,1 @@
+"""Networks and data: models, images, devices, masks. Nothing here knows of a study."""

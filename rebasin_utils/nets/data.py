@@ -1,0 +1,201 @@
+"""Image classification data sets by name, folder or file; small enough to be kept in memory.
+
+A data set is read whole as `Images`: uint8 pixels, int64 labels. It is one that goes by a name (in
+the package, or through torchvision), or the user's own: a folder of images or an `.npz` file of
+arrays (`own_images`). `batches` makes training batches of it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.nets import own_images
+from rebasin_utils.nets.batches import Batches, EpochPlan, in_order
+from rebasin_utils.nets.embedded import make as embedded
+from rebasin_utils.nets.images import Images
+from rebasin_utils.nets.own_images import AS_THEY_ARE, OwnImages, Reading
+from rebasin_utils.nets.sources import SOURCES, Source, data_root
+
+__all__ = [
+    "AS_THEY_ARE",
+    "SOURCES",
+    "Batches",
+    "EpochPlan",
+    "Images",
+    "OwnImages",
+    "Reading",
+    "Source",
+    "data_root",
+    "fingerprint",
+    "in_order",
+    "load",
+    "own",
+    "source_of",
+]
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def load(
+    name: str,
+    split: str,
+    pool: int = 1,
+    limit: int | None = None,
+    *,
+    scale_pad: bool = False,
+    reading: Reading = AS_THEY_ARE,
+    expected: str | None = None,
+) -> Images:
+    """One split of a data set: its samples in file order, or of own images the classes in turns.
+
+    Args:
+        name: one of `SOURCES`; or the path of a folder of images or of an `.npz` file.
+        split: "train" or "test".
+        pool: average every pool x pool pixels into one (rounded to uint8).
+        limit: keep the first `limit` samples only; `Images.balanced` takes equally many of a class.
+        scale_pad: whether the padding of augmented images becomes smaller with them, as that of own
+            images always does; that of a named data set stays as it is otherwise.
+        reading: how own images are read.
+        expected: the `fingerprint` that own images had when something was planned for them.
+
+    Raises:
+        InputError: unknown name or split, a pool that does not divide the image side, or files
+            that are not there and could not be downloaded; says where they are looked for and how
+            to get them. Of own images, what `own_images.read` refuses, and that they have changed.
+    """
+    mine = None if name in SOURCES else own(name, reading)
+    source = source_of(name, reading) if mine is None else mine.source
+    if mine is not None and expected not in (None, mine.fingerprint):
+        raise InputError(f"data.source = {name!r}: its content has changed since it was first read")
+    if split not in ("train", "test"):
+        raise InputError(f"split = {split!r}: choose train or test")
+    _, height, width = source.shape
+    if pool < 1 or height % pool or width % pool:
+        sides = f"side, {height}" if height == width else f"sides, {height} and {width}"
+        raise InputError(f"pool = {pool}: must divide the image {sides} pixels")
+    pixels, labels = _read(name, split) if mine is None else mine.splits[split]
+    if pool > 1:
+        pixels = F.avg_pool2d(pixels.to(torch.float32), pool).round().to(torch.uint8)
+    if scale_pad or mine is not None:
+        source = replace(source, pad=(source.pad + pool // 2) // pool)
+    images = Images(pixels, labels, source)
+    return images if limit is None else images.head(limit)
+
+
+def source_of(name: str, reading: Reading = AS_THEY_ARE) -> Source:
+    """What is known of a data set; own images are read for it, unless they have been before.
+
+    Raises:
+        InputError: when there is no such data set, or own images cannot be read.
+    """
+    if name not in SOURCES:
+        return own(name, reading).source
+    for field in fields(reading):
+        value = getattr(reading, field.name)
+        if value != field.default:
+            raise InputError(
+                f"data.{field.name} = {value}: says how own images are read, and {name} is a data "
+                "set that goes by a name"
+            )
+    return SOURCES[name]
+
+
+def own(name: str, reading: Reading = AS_THEY_ARE) -> OwnImages:
+    """The user's own images at the path `name`; says what was made of them.
+
+    Raises:
+        InputError: what `own_images.read` refuses.
+    """
+    return own_images.read(path_of(name), reading)
+
+
+def fingerprint(name: str) -> str | None:
+    """Of the content of own images; None of a data set that goes by a name, which never changes.
+
+    Raises:
+        InputError: when there is no such data set.
+    """
+    return None if name in SOURCES else own_images.fingerprint(path_of(name))
+
+
+def path_of(name: str) -> Path:
+    """A bare word that is no folder here is a misspelt name rather than a path."""
+    path = Path(name).expanduser()
+    if not {os.sep, "/"} & set(name) and path.suffix != ".npz" and not path.is_dir():
+        raise InputError(
+            f"data.source = {name!r}: choose one of {', '.join(SOURCES)}, or give the path of a "
+            "folder of images or of an .npz file"
+        )
+    return path
+
+
+@lru_cache(maxsize=4)
+def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
+    source = SOURCES[name]
+    if source.torchvision is None:
+        with np.load(Path(embedded.__file__).with_name(source.folder)) as arrays:
+            pixels = torch.from_numpy(arrays[f"{split}_images"])[:, None]
+            return pixels, torch.from_numpy(arrays[f"{split}_labels"]).long()
+    if source.torchvision == "ImageFolder":
+        return _read_folder(name, split)
+    on_debian = name == "fashion-mnist" and DEBIAN_FASHION_MNIST.is_dir()
+    if on_debian and "REBASIN_DATA" not in os.environ:
+        return _read_debian_fashion_mnist(split)
+    pixels, labels = _read_torchvision(name, split)
+    pixels = np.asarray(pixels)
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.shape[-1] == 3:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long()
+
+
+def _read_folder(name: str, split: str) -> tuple[Tensor, Tensor]:
+    """As own images are read, the classes in turns."""
+    source, path = SOURCES[name], data_root() / SOURCES[name].folder
+    if not path.is_dir():
+        raise InputError(f"data.source = {name!r}: no folder {path}; {source.get}")
+    return own_images.read(path).splits[split]
+
+
+def _read_torchvision(name: str, split: str):
+    from torchvision import datasets
+
+    source, root = SOURCES[name], data_root()
+    kind = getattr(datasets, source.torchvision)
+    which = {"split": split} if name == "svhn" else {"train": split == "train"}
+    try:
+        data = kind(root, download=False, **which)
+    except (RuntimeError, OSError):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            data = kind(root, download=True, **which)
+        except Exception as error:
+            raise InputError(
+                f"data.source = {name!r}: no files in {root / source.folder} and the download "
+                f"failed ({type(error).__name__}); {source.get}, or set REBASIN_DATA to the folder "
+                "that holds it"
+            ) from error
+    except Exception as error:
+        raise InputError(
+            f"data.source = {name!r}: the files in {root / source.folder} cannot be read "
+            f"({type(error).__name__}); remove them and {source.get}, or set REBASIN_DATA to the "
+            "folder that holds it"
+        ) from error
+    return data.data, getattr(data, "targets", None) if name != "svhn" else data.labels
+
+
+def _read_debian_fashion_mnist(split: str) -> tuple[Tensor, Tensor]:
+    prefix = DEBIAN_FASHION_MNIST / ("train" if split == "train" else "t10k")
+    pixels = embedded.read_idx(Path(f"{prefix}-images-idx3-ubyte.gz"))
+    labels = embedded.read_idx(Path(f"{prefix}-labels-idx1-ubyte.gz"))
+    return torch.from_numpy(pixels.copy())[:, None], torch.from_numpy(labels.copy()).long()

@@ -1,0 +1,89 @@
+"""One split of a data set as one uint8 tensor on the device, and subsets of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.nets.sources import Source
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a data set.
+
+    pixels: uint8 [n, channels, height, width]; labels: int64 [n], on the same device.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), after pooling if any."""
+        return tuple(self.pixels.shape[1:])
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same split with its tensors on `device`."""
+        return Images(self.pixels.to(device), self.labels.to(device), self.source)
+
+    def head(self, n: int) -> Images:
+        """The first `n` samples."""
+        return Images(self.pixels[:n], self.labels[:n], self.source)
+
+    def balanced(self, n: int) -> Images:
+        """`n` samples with equally many of every class, and the classes in turns.
+
+        They are the first of each class, so a larger subset holds a smaller one as its head. Where
+        the number of classes does not divide `n`, the first classes have one more.
+
+        Raises:
+            InputError: when `n` is below 1 or a class has too few samples.
+        """
+        if n < 1:
+            raise InputError(f"data.limit = {n}: must be at least 1")
+        classes = self.source.classes
+        there = torch.bincount(self.labels, minlength=classes).cpu()
+        asked = n // classes + (torch.arange(classes) < n % classes).long()
+        for label in (asked > there).nonzero().flatten().tolist():
+            raise InputError(
+                f"data.limit = {n}: a balanced subset takes {asked[label]} samples of class {label}"
+                f", which has {there[label]}; at most {classes * there.min()} can be had"
+            )
+        chosen = in_turns(self.labels)[:n]
+        return Images(self.pixels[chosen], self.labels[chosen], self.source)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 [..., channels, height, width] -> float32 with the source's mean and std."""
+        mean, std = _mean_and_std(self.source, pixels.device)
+        return (pixels.to(torch.float32) - mean) / std
+
+
+def in_turns(labels: Tensor) -> Tensor:
+    """int64 [n], an order in which the classes take turns: the first sample of each, the second, …
+
+    Within a class it keeps the order of `labels`; a class that is used up is passed over.
+    """
+    by_class = labels.argsort(stable=True)
+    counts = torch.bincount(labels)
+    starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    place = torch.empty_like(labels)  # of every sample within its class
+    place[by_class] = torch.arange(len(labels), device=labels.device) - starts
+    return (place * len(counts) + labels).argsort()
+
+
+@cache
+def _mean_and_std(source: Source, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of pixels in [0, 255], [channels, 1, 1] each; a GPU waits for numbers that are sent to it."""
+    return tuple(
+        torch.tensor(values, device=device).view(-1, 1, 1) * 255
+        for values in (source.mean, source.std)
+    )

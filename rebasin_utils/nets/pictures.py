@@ -1,0 +1,153 @@
+"""Image files of any kind and size as one uint8 array.
+
+Decoded by Pillow, resized and cropped by torchvision, so that what is read is what torchvision's
+`ImageFolder` with `Resize(side)` and `CenterCrop(side)` gives. Channels of more than eight bits are
+refused: how to round them is the user's to say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import psutil
+from PIL import Image
+from tqdm import tqdm
+
+from rebasin_utils.errors import InputError
+
+_GREY, _ALPHA = ("1", "L", "LA"), ("LA", "PA", "RGBA")
+_READ = (*_GREY, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_PNG, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24  # where its header says the bits of a channel
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of one split, not decoded, and the label of each.
+
+    pictures: paths, or uint8 arrays [height, width] or [height, width, 3]. names: what the pictures
+    are called in what is said of them.
+    """
+
+    pictures: Sequence[str | np.ndarray]
+    names: Sequence[str]
+    labels: Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """A data set that is not decoded.
+
+    classes: their names, in the order of the labels. test: None where there are no test images.
+    notes: what a reader should know of it, in sentences.
+    """
+
+    classes: tuple[str, ...]
+    train: Pictures
+    test: Pictures | None
+    notes: tuple[str, ...] = ()
+
+
+def decode(
+    pictures: Sequence[str | np.ndarray], names: Sequence[str], side: int | None, where: str
+) -> tuple[np.ndarray, list[str]]:
+    """Decode pictures, all to the same size and number of channels.
+
+    Greyscale pictures among coloured ones get three equal channels; transparency is dropped.
+
+    Args:
+        pictures, names: as in `Pictures`.
+        side: resize until the shorter side has this many pixels, then crop the middle; None: all
+            have the same size already.
+        where: what the sentences begin with.
+
+    Returns:
+        uint8 [n, channels, height, width], one channel where all are greyscale and three otherwise,
+        and what was done to the pictures, in sentences.
+
+    Raises:
+        InputError: naming the first picture that cannot be read, has channels of more than eight
+            bits or, without `side`, another size than the first; and when the array would not fit
+            into the memory that is free.
+    """
+    pixels, done = np.empty(0), Counter()
+    shown = dict(desc=where, unit="image", delay=2, leave=False, disable=None)
+    for i, (picture, name) in enumerate(zip(tqdm(pictures, **shown), names, strict=True)):
+        image = _opened(picture, f"{where}: {name}")
+        size = image.size
+        done["grey"] += image.mode in _GREY
+        done["alpha"] += image.mode in _ALPHA or "transparency" in image.info
+        image = _in_colour(image)
+        if side is not None and size != (side, side):
+            done["resized"] += 1
+            image = _fitted(image, side)
+        if i == 0:
+            pixels = _room_for(len(pictures), image.size, where)
+        if image.size != pixels.shape[2:0:-1]:
+            height, width = pixels.shape[1:3]
+            raise InputError(
+                f"{where}: {name} is {size[0]} × {size[1]} pixels, {names[0]} {width} × {height}; "
+                f"set data.side = {min(height, width)} or another, to which all are resized "
+                "(the shorter side) and cropped (the middle)"
+            )
+        pixels[i] = image
+    all_grey = done["grey"] == len(pictures)
+    notes = {
+        f"resized and centre-cropped to {side} × {side}": done["resized"],
+        "greyscale, given three equal channels": 0 if all_grey else done["grey"],
+        "with transparency, which is dropped": done["alpha"],
+    }
+    pixels = pixels[..., :1] if all_grey else pixels
+    said = [f"{n} of {len(pictures)} images {what}" for what, n in notes.items() if n]
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), said
+
+
+def _opened(picture: str | np.ndarray, what: str) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
+    try:
+        with open(picture, "rb") as file:
+            raw = file.read()
+        with Image.open(BytesIO(raw)) as image:
+            image.load()
+    except Exception as error:  # what decoders raise at broken files is of many kinds
+        raise InputError(f"{what} cannot be read ({_reason(error)})") from error
+    deep = raw.startswith(_PNG) and raw[_PNG_DEPTH] > 8  # Pillow drops the lower bits of colours
+    if deep or image.mode not in _READ:
+        kind = f"{raw[_PNG_DEPTH]}-bit channels" if deep else f"pixels of mode {image.mode}"
+        raise InputError(f"{what} has {kind}; save it in grey or colour of 8 bits a channel")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow asks for this step where a palette has transparency
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    from torchvision.transforms import functional as transforms
+
+    return transforms.center_crop(transforms.resize(image, side), side)
+
+
+def _room_for(count: int, size: tuple[int, int], where: str) -> np.ndarray:
+    """Unwritten uint8 [count, height, width, 3]."""
+    width, height = size
+    needed, free = count * height * width * 3, psutil.virtual_memory().available
+    if 2 * needed > free:  # once more while the channels are put first
+        raise InputError(
+            f"{where}: {count} images of {width} × {height} pixels take {needed / 2**30:.1f} GiB "
+            f"of memory, twice while they are read, and {free / 2**30:.1f} GiB are free; choose a "
+            "smaller data.side"
+        )
+    return np.empty((count, height, width, 3), np.uint8)

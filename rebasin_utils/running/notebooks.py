@@ -1,0 +1,210 @@
+"""The ordered notebooks: found, checked against their parameters, refreshed, exported as pages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import latex2mathml.converter
+import nbformat
+import plotly.io
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.files import replace_synced
+from rebasin_utils.paths import project_root
+from rebasin_utils.study import presets
+from rebasin_utils.study.parts import Epoch, Sparsity
+from rebasin_utils.study.settings import changes_in
+
+#: The annotations that a notebook's parameters may have; papermill understands these.
+TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+
+#: What a parameter of that name may be; a 0 is "the preset's own".
+RANGES = {
+    "seeds": Annotated[int, Field(ge=0, le=1000)],
+    "width": Annotated[int, Field(ge=0, le=64)],
+    "sparsity": Sparsity,
+    "rewind_epoch": Epoch,
+}
+
+#: A kernel would warn that this machine's other users could listen, and of being stopped.
+QUIET_KERNEL = ("--IPKernelApp.log_level=CRITICAL",)
+
+#: A formula in markdown: $$…$$ or $…$.
+FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+
+#: A link from one notebook to another, in markdown.
+LINK = re.compile(r"\]\((\d\d-[\w-]+)\.ipynb\)")
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook: its file, the question it asks (its title), its papermill parameters.
+
+    parameters: name -> default value; types: name -> annotated type.
+    """
+
+    path: Path
+    question: str
+    parameters: dict[str, Any]
+    types: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def all_notebooks() -> list[Notebook]:
+    """The notebooks of the project, in their order."""
+    folder = project_root() / "notebooks"
+    found = [_read(path) for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))]
+    if not found:
+        raise InputError(f"no notebooks in {folder}: run rebasin in a checkout of the project")
+    return found
+
+
+def find(names: Sequence[str]) -> list[Notebook]:
+    """The notebooks that `names` begin with ("04" is enough), or all for no names."""
+    known = all_notebooks()
+    chosen = []
+    for name in names:
+        fits = [n for n in known if n.name.startswith(name)]
+        if len(fits) != 1:
+            raise InputError(
+                f"notebook = {name!r}: choose one of {', '.join(n.name for n in known)}"
+            )
+        chosen += fits
+    return chosen or known
+
+
+def check_parameters(notebook: Notebook, values: Mapping[str, Any]) -> None:
+    """Refuse a parameter that the notebook lacks, or a value of another type than its default's.
+
+    A parameter that stands for a setting must be in the setting's range.
+
+    papermill itself passes misspelt names and the string "true" without a word.
+    """
+    for name, value in values.items():
+        if name not in notebook.parameters:
+            raise InputError(
+                f"{name} = {value!r}: {notebook.name} has no such parameter; it has "
+                f"{', '.join(notebook.parameters) or 'none'}"
+            )
+        kind = notebook.types[name]
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            expected = getattr(kind, "__name__", None) or str(kind)
+            raise InputError(
+                f"{name} = {value!r}: {notebook.name} expects {expected}, as in "
+                f"{notebook.parameters[name]!r}"
+            ) from None
+        _check_range(name, value)
+
+
+def _check_range(name: str, value: Any) -> None:
+    if name == "preset":
+        presets.preset(value)
+    if name == "changes":
+        changes_in(value)
+    if name not in RANGES:
+        return
+    try:
+        TypeAdapter(RANGES[name]).validate_python(value)
+    except ValidationError as error:
+        allowed = error.errors()[0]["msg"].replace("Input should be", "must be")
+        raise InputError(f"{name} = {value!r}: {allowed}") from None
+
+
+def refresh(notebook: Notebook) -> None:
+    """Execute a notebook with its own parameters and keep the outputs in the file itself.
+
+    So that a plain viewer shows the committed notebooks with their pictures. Nothing that differs
+    from one execution to the next, like times, is kept.
+    """
+    content = nbformat.read(notebook.path, as_version=4)
+    where = {"metadata": {"path": str(notebook.path.parent)}}
+    client = NotebookClient(
+        content,
+        kernel_name="python3",
+        resources=where,
+        coalesce_streams=True,
+        extra_arguments=list(QUIET_KERNEL),
+    )
+    client.execute()
+    content.metadata = {k: content.metadata[k] for k in ("kernelspec", "language_info")}
+    content.metadata.language_info = {"name": "python"}
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)
+    replace_synced(notebook.path, nbformat.writes(content).encode() + b"\n")
+
+
+def export_html(notebook: NotebookNode, title: str) -> str:
+    """The notebook as a page that works without a network, its plotly figures alive.
+
+    The page needs `plotly.min.js` beside it.
+    """
+    for cell in offline(notebook).cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(r"](\1.html)", cell.source)
+    exporter = HTMLExporter(mathjax_url="", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.require_js_url = (
+        "plotly.min.js"  # plotly in place of require.js, which it conflicts with
+    )
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return body
+
+
+def offline(notebook: NotebookNode, fluid: bool = False) -> NotebookNode:
+    """The same notebook, its formulas and figures such that a page of it needs no network.
+
+    Formulas become MathML, and figures HTML that needs plotly's script in the page; fluid ones are
+    as wide as the page.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(_mathml, cell.source)
+        for output in cell.get("outputs", []):
+            figure = output.get("data", {}).pop("application/vnd.plotly.v1+json", None)
+            if figure is not None:
+                output.data = {"text/html": _figure_html(figure, fluid)}
+    return notebook
+
+
+def _mathml(formula: re.Match) -> str:
+    """A formula as MathML, which browsers draw by themselves."""
+    shown = formula["display"] is not None
+    return latex2mathml.converter.convert(
+        (formula["display"] or formula["inline"]).strip(), "block" if shown else "inline"
+    )
+
+
+def _figure_html(figure: dict, fluid: bool) -> str:
+    layout = {n: value for n, value in figure["layout"].items() if not (fluid and n == "width")}
+    return plotly.io.to_html(
+        {"data": figure["data"], "layout": layout},
+        config={"responsive": fluid},
+        include_plotlyjs=False,
+        full_html=False,
+        validate=False,
+    )
+
+
+def _read(path: Path) -> Notebook:
+    content = nbformat.read(path, as_version=4)
+    title = content.cells[0].source.splitlines()[0].lstrip("# ").strip()
+    tagged = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters, types = {}, {}
+    for statement in ast.parse(tagged[0].source).body if tagged else []:
+        name = statement.target.id
+        parameters[name] = ast.literal_eval(statement.value)
+        types[name] = TYPES[ast.unparse(statement.annotation)]
+    return Notebook(path, title, parameters, types)

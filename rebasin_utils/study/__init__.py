@@ -1,0 +1,1 @@
+"""What is asked and what came out: settings, plan, stages, store."""

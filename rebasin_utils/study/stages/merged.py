@@ -1,0 +1,68 @@
+"""What the stages that merge nets share: the images they measure on, the corrections, barriers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from rebasin_utils.landscape import interpolation, repair
+from rebasin_utils.landscape.interpolation import Correction, barrier
+from rebasin_utils.landscape.repair import Statistics
+from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.masks import State
+from rebasin_utils.study.stage import Context, Reader
+from rebasin_utils.training.evaluate import Metrics
+
+
+def corrections(model: nn.Module) -> tuple[Correction, ...]:
+    """The corrections of a merged net that are defined for this architecture."""
+    return (
+        ("none", "bn_reset", "repair")
+        if interpolation.has_batch_norm(model)
+        else ("none", "repair")
+    )
+
+
+def samples(run: Reader) -> Images:
+    """The training images on which the statistics of merged nets are corrected."""
+    return run.split("train").head(run.settings.paths.statistics_samples)
+
+
+def measured_on(run: Reader) -> dict[str, Images]:
+    """The images that paths are measured on."""
+    n = run.settings.paths.samples
+    splits = {name: run.split(name) for name in ("test", "train")}
+    return {name: images if n is None else images.head(n) for name, images in splits.items()}
+
+
+def statistics(run: Context, state: State, images: Images) -> Statistics:
+    """Mean and variance of every hidden channel of a net on some images."""
+    return repair.statistics(run.model, state, (x for x, _ in in_order(images, 2000)))
+
+
+def with_statistics(run: Reader, state: State) -> State:
+    """A net with its batch norms' statistics recomputed; as it is where there are none.
+
+    On the first 2,000 training images, whatever else is measured on.
+    """
+    if not interpolation.has_batch_norm(run.model):
+        return state
+    batches = (x for x, _ in in_order(run.split("train").head(2000), 2000))
+    return interpolation.reset_batch_norm(run.model, state, batches)
+
+
+def finite(points: Sequence[Metrics]) -> list[dict[str, float | None]]:
+    """As dicts for JSON, which knows no infinity."""
+    return [
+        {k: v if math.isfinite(v) else None for k, v in point._asdict().items()} for point in points
+    ]
+
+
+def barriers_along(
+    alphas: Sequence[float], accuracies: Sequence[float], losses: Sequence[float]
+) -> dict[str, float]:
+    """Barriers of the loss (nats) and of the error (pp) along one path."""
+    alphas, errors = list(alphas), [100 * (1 - a) for a in accuracies]
+    return {"loss": barrier(list(losses), alphas), "error": barrier(errors, alphas)}

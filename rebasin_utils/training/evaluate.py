@@ -1,0 +1,73 @@
+"""What trained networks answer: accuracy, loss, logits, of many states of one architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.masks import State
+from rebasin_utils.training.stacking import Single, Stacked, stack_for
+
+
+class Metrics(NamedTuple):
+    """Over all samples of a split: accuracy as a share in [0, 1], mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def evaluate(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+) -> list[Metrics]:
+    """Accuracy and loss of every state on every sample of `images`, in eval mode."""
+    metrics = []
+    for answers in _answers(model, states, images, batch_size):
+        correct = loss = torch.zeros((), device=images.pixels.device, dtype=torch.float64)
+        for logits, y in answers:
+            correct = correct + (logits.argmax(-1) == y).sum(-1)
+            expected = y.expand(len(logits), -1)
+            loss = loss + _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
+        shares = ((correct / len(images)).tolist(), (loss / len(images)).tolist())
+        metrics += [Metrics(a, b) for a, b in zip(*shares, strict=True)]
+    return metrics
+
+
+def predict(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+) -> Tensor:
+    """Logits of every state on every sample, in eval mode: [states, samples, classes], CPU."""
+    return torch.cat(
+        [
+            torch.cat([logits.cpu() for logits, _ in answers], 1)
+            for answers in _answers(model, states, images, batch_size)
+        ]
+    )
+
+
+def _answers(
+    model: nn.Module, states: Sequence[State], images: Images, batch_size: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
+    last = len(images) % batch_size or batch_size
+    kind, together = stack_for(model, images, min(batch_size, len(images)), last)
+    for start in range(0, len(states), together):
+        net = kind(model, states[start : start + together], images.pixels.device)
+
+        def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in in_order(images, batch_size):
+                with torch.no_grad():
+                    yield net.logits(x.expand(net.runs, *x.shape)), y
+
+        yield batches()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """[runs, batch, classes], [runs, batch] -> [runs]."""
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    each = each.view(labels.shape)
+    return each.mean(-1) if reduction == "mean" else each.sum(-1)

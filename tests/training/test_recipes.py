@@ -1,0 +1,66 @@
+"""A recipe says how a run is trained, and what of that a key hashes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from rebasin_utils.training.recipes import Recipe
+
+FIELDS = {
+    "epochs": st.integers(0, 300),
+    "lr": st.floats(1e-6, 10),
+    "momentum": st.floats(0, 0.99),
+    "weight_decay": st.floats(0, 1),
+    "batch_size": st.integers(1, 4096),
+}
+
+
+@given(st.fixed_dictionaries(FIELDS))
+@settings(deadline=None)
+def test_the_facts_of_a_cosine_are_its_numbers_and_nothing_else(numbers):
+    """What keys were hashed from when there was no other schedule."""
+    facts = Recipe(**numbers).facts()
+    assert list(facts.items()) == [(name, numbers[name]) for name in FIELDS]
+    assert Recipe(**numbers, schedule="cosine").facts() == facts
+
+
+def test_a_constant_rate_is_a_fact():
+    cosine, constant = (Recipe(5, 0.1, schedule=s) for s in ("cosine", "constant"))
+    assert constant.facts() == cosine.facts() | {"schedule": "constant"}
+
+
+def test_every_fact_makes_the_recipe_again():
+    for recipe in (Recipe(5, 0.1), Recipe(5, 0.1, 0.0, 0.0, 64, "constant")):
+        assert Recipe(**recipe.facts()) == recipe
+
+
+def test_the_learning_rate_is_torchs_cosine_from_one_to_zero():
+    recipe = Recipe(epochs=17, lr=0.3)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 17)
+    for epoch in range(18):
+        expected = optimizer.param_groups[0]["lr"]
+        assert recipe.lr * recipe.lr_factor(epoch) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        cosine.step()
+
+
+def test_a_constant_learning_rate_stays_what_it_is():
+    recipe = Recipe(epochs=17, lr=0.3, schedule="constant")
+    assert {recipe.lr_factor(epoch) for epoch in range(18)} == {1.0}
+
+
+def test_another_schedule_is_refused():
+    with pytest.raises(ValidationError, match="'cosine', 'steps' or 'constant'"):
+        Recipe(5, 0.1, schedule="linear")
+
+
+def test_steps_are_a_tenth_from_the_middle_and_a_hundredth_from_three_quarters():
+    recipe = Recipe(epochs=100, lr=0.3, schedule="steps")
+    factors = [recipe.lr_factor(epoch) for epoch in range(100)]
+    assert factors == pytest.approx([1.0] * 50 + [0.1] * 25 + [0.01] * 25)
