@@ -35,8 +35,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import flops_per_image
 
-from rebasin_utils import graphs, masks, models
-from rebasin_utils.masks import Mask, State
+from rebasin_utils.nets import masks, models
+from rebasin_utils.nets.masks import Mask, State
+from rebasin_utils.training import graphs
 
 BATCH = 128
 SPARSITY = 0.9

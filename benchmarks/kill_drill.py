@@ -26,13 +26,12 @@ from pathlib import Path
 
 import torch
 
-from rebasin_utils import inventory
-from rebasin_utils.plan import STAGES
-from rebasin_utils.presets import preset
-from rebasin_utils.runner import run
-from rebasin_utils.settings import Settings
-from rebasin_utils.store import Store
-from rebasin_utils.study import Study
+from rebasin_utils.running.runner import run
+from rebasin_utils.study import inventory
+from rebasin_utils.study.presets import preset
+from rebasin_utils.study.settings import Settings
+from rebasin_utils.study.store import Store
+from rebasin_utils.study.study import Study
 
 #: Workers need seconds to start, so there are fewer of them.
 VICTIMS = ("process", "worker", "process", "driver", "process", "driver", "process")
@@ -73,11 +72,18 @@ def workers_of(driver: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    """A process that has ended and that nobody has asked about, as in some containers, is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def stored(settings: Settings, root: Path) -> dict[str, dict]:
     """What is finished: the records of the study's artifacts, with the tensors' checksums."""
-    store = Store(root, read_only=True)
-    nodes = [node for stage in STAGES for node in Study(settings, root).plan.nodes(stage)]
-    found = {node.key.path: store.peek(node.key) for node in nodes}
+    study = Study(settings, root)
+    found = {node.key.path: study.store.record(node.key) for node in study.plan.all_nodes()}
     return {path: record for path, record in found.items() if record is not None}
 
 
@@ -138,7 +144,7 @@ class Drill:
         self._wait_for_the_end_of(workers)
         now = stored(self.settings, root)
         self.lost += sum(now.get(path) != record for path, record in before.items())
-        self.corrupt += len(list(inventory.damaged(Store(root, read_only=True))))
+        self.corrupt += len(list(inventory.damaged(Store(root))))
         print(self, flush=True)
         return victim == "worker"
 
@@ -152,7 +158,7 @@ class Drill:
 
     def _wait_for_the_end_of(self, workers: list[int]) -> None:
         end = time.monotonic() + 30
-        while any(Path(f"/proc/{worker}").is_dir() for worker in workers):
+        while any(map(alive, workers)):
             assert time.monotonic() < end, "workers outlive their driver"
             time.sleep(0.05)
 

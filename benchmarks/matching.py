@@ -38,16 +38,18 @@ from report import Row, Table, as_markdown, keep_memory, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rebasin_utils import data, models
-from rebasin_utils.activations import streamed
-from rebasin_utils.data import Images
-from rebasin_utils.interpolation import path, reset_batch_norm
-from rebasin_utils.matching import assign, match_activations, similarities
-from rebasin_utils.moments import Moments
-from rebasin_utils.permutation import Permutation, PermutationSpec, State, permute
-from rebasin_utils.tracing import tapped
-from rebasin_utils.training import Job, Recipe, train_many
-from rebasin_utils.weight_matching import match_weights
+from rebasin_utils.landscape.interpolation import path, reset_batch_norm
+from rebasin_utils.nets import data, models
+from rebasin_utils.nets.data import Images
+from rebasin_utils.symmetry.activations import streamed
+from rebasin_utils.symmetry.matching import assign, match_activations, similarities
+from rebasin_utils.symmetry.moments import Moments
+from rebasin_utils.symmetry.permutation import Permutation, State, permute
+from rebasin_utils.symmetry.spec import PermutationSpec
+from rebasin_utils.symmetry.tracing.taps import tapped
+from rebasin_utils.symmetry.weight_matching import match_weights
+from rebasin_utils.training.recipes import Recipe
+from rebasin_utils.training.train import Job, train_many
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rebasin_utils.devices import KEEP_MEMORY, torch_device
 from rebasin_utils.errors import InputError
+from rebasin_utils.nets.devices import KEEP_MEMORY, cores, torch_device
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -55,11 +55,6 @@ def device_argument(name: str) -> torch.device:
         return torch_device(name)
     except InputError as error:
         raise ArgumentTypeError(str(error)) from error
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def keep_memory() -> None:

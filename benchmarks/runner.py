@@ -19,10 +19,11 @@ from pathlib import Path
 import distributed
 import torch
 
-from rebasin_utils import cluster, presets
-from rebasin_utils.dag import Report, Task, execute
-from rebasin_utils.runner import run
-from rebasin_utils.study import Study
+from rebasin_utils.running import cluster
+from rebasin_utils.running.dag import Report, Task, execute
+from rebasin_utils.running.runner import run
+from rebasin_utils.study import presets
+from rebasin_utils.study.study import Study
 
 TASKS = 1000
 

@@ -48,11 +48,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training_ways import BATCH, SPARSITY, Case, careful, cases, convolutions_alone, naive, ours
 
-from rebasin_utils import data, masks
-from rebasin_utils.devices import KEEP_MEMORY
-from rebasin_utils.plan import STAGES, Plan
-from rebasin_utils.presets import preset
-from rebasin_utils.training import evaluate
+from rebasin_utils.nets import data, masks
+from rebasin_utils.nets.devices import KEEP_MEMORY
+from rebasin_utils.study.plan import Plan
+from rebasin_utils.study.presets import preset
+from rebasin_utils.training.evaluate import evaluate
 
 
 class Machine:
@@ -216,7 +216,7 @@ def published_grid(speeds: dict[str, float], where: str) -> Table:
     """(d): hours for every run behind the published table of ResNet20×1 on CIFAR-10."""
     (settings,) = preset("paper-resnet20-w1-cifar10")
     plan = Plan(settings)
-    epochs = {stage: sum(node.epochs for node in plan.nodes(stage)) for stage in STAGES}
+    epochs = {stage: sum(node.epochs for node in plan.nodes(stage)) for stage in plan.stages}
     images = {stage: n * (50_000 // BATCH) * BATCH for stage, n in epochs.items() if n}
     cells = len(plan.nodes("sparse")) // settings.seeds
     return [

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from training import flops_per_image
 
-from rebasin_utils import data, models, training
-from rebasin_utils.training import Job, Recipe, train_many
+from rebasin_utils.nets import data, models
+from rebasin_utils.training import stacking
+from rebasin_utils.training.recipes import Recipe
+from rebasin_utils.training.train import Job, train_many
 
 BATCH = 128
 #: (model, width, (channels, height, width) of an image)
@@ -111,7 +113,7 @@ def runs_stacked(width: int, counts: Sequence[int] = (1, 2, 4, 8, 12), rounds: i
     best = dict.fromkeys(counts, float("inf"))
     for _ in range(rounds):
         for count in counts:
-            training.STACKED = count
+            stacking.STACKED = count
             begin = time.process_time()
             train_many(nets[0], jobs[:count], Recipe(epochs=1, lr=0.08), images)
             best[count] = min(best[count], (time.process_time() - begin) / count)

@@ -14,10 +14,11 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from rebasin_utils import data, masks, models
-from rebasin_utils.data import SOURCES, Batches, Images
-from rebasin_utils.devices import reproducible
-from rebasin_utils.training import Job, Recipe, train_many
+from rebasin_utils.nets import data, masks, models
+from rebasin_utils.nets.data import SOURCES, Batches, Images
+from rebasin_utils.nets.devices import reproducible
+from rebasin_utils.training.recipes import Recipe
+from rebasin_utils.training.train import Job, train_many
 
 BATCH = 128
 SPARSITY = 0.9

@@ -1,0 +1,113 @@
+"""What only a GPU can show, by one command and in one report (`make gpu`, under twenty minutes).
+
+(a) the tests of training on the GPU: a run trains what it does on a CPU, resumes to the same bytes
+(b) whole studies on the GPU against the CPU's, and run twice
+(c) the training benchmark: the loops that people write against ours
+(d) the ways to train many residual nets that were tried
+
+Each part is a process of its own; one that fails or runs out of its time is reported as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from report import as_markdown, machine
+
+from rebasin_utils.running.runner import run
+from rebasin_utils.study.presets import preset
+from rebasin_utils.study.settings import Settings
+from rebasin_utils.study.study import Study
+
+HERE = Path(__file__).parent
+
+#: title, command, seconds
+PARTS = {
+    "a": (
+        "The tests of training, on the GPU",
+        ["-m", "pytest", "--device", "cuda", "-q", "-p", "no:cacheprovider",
+         str(HERE.parent / "tests" / "training" / "test_training.py")],
+        180,
+    ),
+    "b": ("Whole studies: on the GPU, again, and on the CPU", [str(HERE / "gpu.py"), "--studies"],
+          240),
+    "c": ("Training", [str(HERE / "training.py"), "--device", "cuda", "--quick"], 330),
+    "d": ("What there is to try", [str(HERE / "gpu_candidates.py"), "--runs", "1", "16",
+                                   "--seconds", "0.5"], 240),
+}  # fmt: skip
+
+
+def studies() -> list[Settings]:
+    """Small studies with every stage: one whose nets are stacked, one of residual nets."""
+    (smoke,) = preset("smoke")
+    residual = {"name": "smoke-resnet8", "model.name": "resnet8", "seeds": 2, "data.pool": 4}
+    return [smoke, smoke.with_values(**residual)]
+
+
+def compared(settings: Settings, root: Path) -> dict[str, object]:
+    """Seconds on the GPU and on the CPU, and how far the tables are apart."""
+    tables, seconds = {}, {}
+    for name, device in (("GPU", "cuda"), ("GPU again", "cuda"), ("CPU", "cpu")):
+        study = Study(settings, root / f"{settings.name}-{name}", device)
+        begin = time.monotonic()
+        run(study, workers=1, quiet=True)
+        seconds[name] = time.monotonic() - begin
+        tables[name] = study.results().set_index("artifact")["test_accuracy"]
+    apart = 100 * (tables["GPU"] - tables["CPU"])
+    return {
+        "study": settings.name,
+        "nets": len(apart),
+        **{f"{name} (s)": value for name, value in seconds.items()},
+        "the same again": bool((tables["GPU"] == tables["GPU again"]).all()),
+        "GPU − CPU, mean (pp)": apart.mean(),
+        "largest (pp)": apart.abs().max(),
+    }
+
+
+def part(title: str, command: list[str], limit: int) -> str:
+    """One part of the report."""
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, timeout=limit, cwd=HERE
+        )
+        said, ended = done.stdout, "" if done.returncode == 0 else f"exit code {done.returncode}"
+        said += "\n".join(done.stderr.splitlines()[-3:]) if done.returncode else ""
+    except subprocess.TimeoutExpired as late:
+        said, ended = (late.stdout or b"").decode(), f"stopped after {limit} s"
+    took = f"{time.monotonic() - begin:.0f} s" + (f", **{ended}**" if ended else "")
+    lines = [line for line in said.splitlines() if not line.startswith("# ")]
+    text = "\n".join(line.replace("## ", "### ", 1) for line in lines).strip()
+    return f"## {title}\n\n{took}\n\n{text}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=HERE / "gpu.md", help="the report")
+    parser.add_argument("--studies", action="store_true", help="print part (b) and nothing else")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu.py: torch sees no GPU here")
+    if options.studies:
+        with tempfile.TemporaryDirectory() as root:
+            print(as_markdown([compared(settings, Path(root)) for settings in studies()]))
+        return
+    head = ", ".join(f"{k} {v}" for k, v in machine().items())
+    report = f"# On a GPU\n\n{head}.\n"
+    for letter in options.parts:
+        report += "\n" + part(*PARTS[letter])
+        options.out.write_text(report)
+        print(f"({letter}) done: {options.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
