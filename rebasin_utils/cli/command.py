@@ -50,11 +50,20 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
 @app.command("presets")
-def list_presets() -> None:
+def list_presets(
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            help="With the settings in which each differs: a twin `…-as-released` from the "
+            "preset it is a twin of, any other from the first study of pocket.",
+        ),
+    ] = False,
+) -> None:
     """List the named studies and what they are for."""
     from rebasin_utils.cli import work
 
-    work.list_presets()
+    work.list_presets(verbose)
 
 
 @app.command()

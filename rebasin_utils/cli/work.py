@@ -34,7 +34,7 @@ from rebasin_utils.study.study import Study
 Changes = list[str] | None
 
 
-def list_presets() -> None:
+def list_presets(verbose: bool) -> None:
     """List the named studies and what they are for."""
     for name, studies in presets.PRESETS.items():
         models = ", ".join(
@@ -42,6 +42,9 @@ def list_presets() -> None:
         )
         more = f" and {len(studies) - 2} more" if len(studies) > 2 else ""
         typer.echo(f"{name:44} {presets.PURPOSE.get(name, models + more)}")
+        if verbose:
+            for field, (there, here) in presets.differences(name).items():
+                typer.echo(f"    {field}: {here!r} (there {there!r})")
 
 
 def run(

@@ -11,7 +11,7 @@ from typing import Any
 from rebasin_utils.errors import InputError
 from rebasin_utils.study.paper_presets import COMPARED, PAPER, PUBLISHED, TENTHS
 from rebasin_utils.study.parts import Dense, Imp
-from rebasin_utils.study.settings import Settings
+from rebasin_utils.study.settings import Settings, dotted
 
 _POCKET_DATA = dict(source="fashion-mnist-10k", pool=2, augment=False)
 
@@ -300,6 +300,24 @@ def changed(name: str, changes: Mapping[str, Any]) -> list[Settings]:
         other = settings.with_values(**changes)
         found.setdefault(other.model_copy(update={"name": ""}), other)
     return list(found.values())
+
+
+def differences(name: str) -> dict[str, tuple[Any, Any]]:
+    """What a preset's studies set otherwise: by dotted name, (there, here).
+
+    "There" is the preset of the same name without `-as-released` where there is one, else
+    the first study of `pocket`. Of several studies, the first that differs is named.
+    """
+    studies = preset(name)
+    twin = name.removesuffix("-as-released")
+    others = PRESETS[twin] if twin != name else PRESETS["pocket"][:1] * len(studies)
+    found: dict[str, tuple[Any, Any]] = {}
+    for settings, other in zip(studies, others, strict=True):
+        there = dotted(other)
+        for field, here in dotted(settings).items():
+            if field != "name" and here != there.get(field):
+                found.setdefault(field, (there.get(field), here))
+    return found
 
 
 def described(settings: Settings) -> str:

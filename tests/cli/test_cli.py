@@ -15,7 +15,7 @@ from command import rebasin
 
 from rebasin_utils.cli import options
 from rebasin_utils.study.plan import Plan
-from rebasin_utils.study.presets import changed, preset
+from rebasin_utils.study.presets import PRESETS, changed, differences, preset
 from rebasin_utils.study.study import Study
 
 REQUIRED = [
@@ -241,3 +241,23 @@ def test_a_plan_of_several_studies_has_a_grand_total():
     assert len(epochs) == 5
     assert sum(epochs[:4]) == epochs[4]
     assert "one worker needs" in totals[4]
+
+
+def test_a_twin_differs_in_what_the_released_code_does_otherwise_alone():
+    twins = [name for name in PRESETS if name.endswith("-as-released")]
+    assert len(twins) > 5
+    for name in twins:
+        assert {field.split(".")[0] for field in differences(name)} == {"as_released"}, name
+    assert differences("paper-vgg11-w1-cifar10-as-released")["as_released.stream_tap"][1] == (
+        "released_code"
+    )
+    assert differences("pocket").keys() >= {"model.name"}  # its residual nets, from its first
+
+
+def test_presets_say_how_they_differ_when_asked():
+    short, long = rebasin("presets"), rebasin("presets", "--verbose")
+    assert "as_released.stream_tap" not in short.stdout
+    assert "    as_released.stream_tap: 'released_code' (there " in long.stdout
+    assert [line for line in long.stdout.splitlines() if not line.startswith(" ")] == (
+        short.stdout.splitlines()
+    )
