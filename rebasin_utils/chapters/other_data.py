@@ -105,14 +105,14 @@ def by_rewind(table: pd.DataFrame) -> go.Figure:
     lay_out(figure, "rewind epoch k of B", "")
     figure.update_yaxes(title="test accuracy, %", col=1)
     last = table[table["rewind_epoch"] == table["rewind_epoch"].max()]
-    means = last.pivot_table("accuracy", ["source", "target"], "start", sort=False)
-    gains = means["permuted"] - means["naive"]
-    said = " and ".join(f"{gain:+.1f}" for gain in gains)
+    pairs = last.pivot_table("accuracy", ["source", "target", "seed"], "start", sort=False)
+    gains = (pairs["permuted"] - pairs["naive"]).groupby(["source", "target"], sort=False)
+    said = " and ".join("{:+.1f} [{:.1f}, {:.1f}]".format(*interval(gain)) for _, gain in gains)
     figure.update_layout(
         margin_t=120,
         title=f"On other data π adds {said} pp to the mask (k = {last['rewind_epoch'].max()})"
         f"<br><sup>{sparsity:.0%} sparsity, the classifier dense; mean of "
-        f"{table['seed'].nunique()} pairs, bars: 95 % intervals</sup>",
+        f"{table['seed'].nunique()} pairs, bars and brackets: 95 % intervals</sup>",
     )
     return figure
 
