@@ -231,8 +231,8 @@ def _outcome(future: Future, names: dict[str, str]) -> Outcome:
     return Outcome(
         name,
         "failed",
-        why=f"{error.allowed_failures + 1} workers died of it, killed from outside or over their "
-        "memory limit",
+        why=f"{error.allowed_failures + 1} workers died while they had it, killed from outside or "
+        "over their memory limit",
     )
 
 

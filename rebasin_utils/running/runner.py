@@ -270,11 +270,12 @@ def _complain(lots: Sequence[_Lot], outcomes: Sequence[Outcome]) -> None:
         if not outcome.traceback:  # nobody was left to note it
             _note(next(lot for lot in lots if lot.name == outcome.task), outcome.why)
     first = next((o for o in failed if o.kind is InputError), failed[0])
+    alike = [outcome.task.partition("-")[0] for outcome in failed if outcome.why == first.why]
     skipped = sum(outcome.state == "skipped" for outcome in outcomes)
     store = next(lot for lot in lots if lot.name == first.task).study.store
     where = "" if first.kind is InputError else f" (details: {store.root / '.failed'})"
     raise first.kind(
-        f"{first.task.partition('-')[0]}: {first.why}{where}; {len(failed)} of {len(lots)} tasks "
+        f"{', '.join(sorted(set(alike)))}: {first.why}{where}; {len(failed)} of {len(lots)} tasks "
         f"failed, {skipped} that need them were not begun, everything else is stored"
     )
 

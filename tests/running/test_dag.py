@@ -162,7 +162,7 @@ def test_a_task_that_kills_every_worker_fails_alone(dask, tmp_path):
     assert {name: o.state for name, o in ended.items()} == {
         "x-deadly": "failed", "x-after": "skipped", "x-good": "done",
     }  # fmt: skip
-    assert ended["x-deadly"].why.startswith("2 workers died of it")
+    assert ended["x-deadly"].why.startswith("2 workers died while they had it")
 
 
 def test_two_runs_on_one_scheduler_do_not_take_each_others_tasks(dask, tmp_path):

@@ -203,13 +203,16 @@ Matching.compute = greedy
 
 
 def test_a_worker_out_of_memory_is_said_and_the_next_run_completes(finished, tmp_path, capsys):
-    """The first two attempts at matching pair 0 want more memory than a worker may have."""
+    """The first two attempts at matching pair 0 want more memory than a worker may have.
+
+    What waits in the same two workers goes down with it and is named too.
+    """
     preload = tmp_path / "greedy.py"
     preload.write_text(GREEDY.format(attempts=str(tmp_path / "attempts"), times=2))
     description = tmp_path / "two.yaml"
     description.write_text("kind: local\nworkers: 2\nmemory: 1500MB\nallowed_failures: 1\n")
     study = Study(finished.settings, tmp_path / "store")
-    refused = pytest.raises(RunError, match=r"matching: 2 workers died of it, .* memory limit")
+    refused = pytest.raises(RunError, match=r"\bmatching\b.*: 2 workers died while .* memory limit")
     with dask.config.set({"distributed.worker.preload": [str(preload)]}), refused as said:
         run(study, cluster=description)
     assert "\n" not in str(said.value)

@@ -111,6 +111,6 @@ def test_a_worker_that_died_is_noted_for_all_that_it_was_to_make(study):
     study.store.prepare()
     lot, *_ = lots = runner._lots([study], None)
     with pytest.raises(RunError):
-        runner._complain(lots, [Outcome(lot.name, "failed", why="4 workers died of it")])
+        runner._complain(lots, [Outcome(lot.name, "failed", why="4 workers died")])
     for node in lot.nodes:
-        assert study.store.failure(node.key)["why"] == "4 workers died of it"
+        assert study.store.failure(node.key)["why"] == "4 workers died"
