@@ -129,7 +129,7 @@ def kept_inputs(study: Study, seed: int = 0) -> dict[str, np.ndarray]:
         f"A's ticket, {s.reuse.source}": imp.ticket(reuse.source(s), "A", seed, sparsity),
         f"B's own ticket, {s.data.source}": imp.ticket(s, "B", seed, sparsity),
     }
-    shape = study.split("test").pixels.shape[1:]
+    shape = study.split("test").shape
     kept = {}
     for name, node in tickets.items():
         first = next(iter(study.state(node, "mask").values()))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.landscape.repair import Probe, lerp_statistics
-from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.devices import channels_last, runs_channels_last
 from rebasin_utils.nets.masks import State
 from rebasin_utils.symmetry.batches import Batch, head, run
@@ -87,7 +87,7 @@ def merger(
     first: State,
     second: State,
     correction: Correction = "none",
-    samples: Images | None = None,
+    samples: Split | None = None,
 ) -> Callable[[float], State]:
     """A function of α that gives the net at that point of the segment, corrected.
 
@@ -118,9 +118,9 @@ def path(
     first: State,
     second: State,
     alphas: Sequence[float],
-    images: Images,
+    images: Split,
     correction: Correction = "none",
-    samples: Images | None = None,
+    samples: Split | None = None,
 ) -> list[Metrics]:
     """Accuracy and loss on `images` at every point `alphas` of the segment from first to second.
 

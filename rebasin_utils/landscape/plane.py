@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.landscape.interpolation import has_batch_norm, reset_batch_norm
-from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.training.evaluate import Metrics, evaluate
 
@@ -79,8 +79,8 @@ def survey(
     plane: Plane,
     xs: Sequence[float],
     ys: Sequence[float],
-    images: Images,
-    samples: Images,
+    images: Split,
+    samples: Split,
 ) -> list[list[Metrics]]:
     """Accuracy and loss on `images` at every point of a grid; rows are `ys`, columns `xs`.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rebasin_utils.errors import InputError
-from rebasin_utils.nets.images import Images
+from rebasin_utils.nets.images import Images, Split
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class EpochPlan:
     flips: Tensor | None = None
 
     @classmethod
-    def draw(cls, seeds: Sequence[int], epoch: int, images: Images, augment: bool) -> EpochPlan:
+    def draw(cls, seeds: Sequence[int], epoch: int, images: Split, augment: bool) -> EpochPlan:
         """The plan of the 0-based `epoch` of the runs with these data seeds."""
-        n, device = len(images), images.pixels.device
+        n, device = len(images), images.device
         side, chance = 2 * images.source.pad + 1, 0.5 if images.source.flip else 0.0
         drawn = {}
         for seed in set(seeds):
@@ -48,6 +48,14 @@ class EpochPlan:
         parts = zip(*(drawn[seed] for seed in seeds), strict=True)
         return cls(*(torch.stack(part).to(device) for part in parts))
 
+    @staticmethod
+    def part(step: int, batch_size: int, part: tuple[int, int]) -> slice:
+        """Where in the order a batch lies, or the (rank, ranks) part of it."""
+        rank, ranks = part
+        size = batch_size // ranks
+        start = step * batch_size + rank * size
+        return slice(start, start + size)
+
 
 class Batches:
     """Normalised, optionally augmented training batches of one split, made on its device.
@@ -55,14 +63,17 @@ class Batches:
     Without augmentation the whole split is normalised once. The last, incomplete batch is dropped,
     as in the paper.
 
+    part: (rank, ranks): of every batch only this one of as many equal parts.
+
     Raises:
-        InputError: when the split has less than one batch.
+        InputError: when the split has less than one batch, or the ranks cannot divide it.
     """
 
-    def __init__(self, images: Images, batch_size: int, augment: bool):
-        if not 1 <= batch_size <= len(images):
-            raise InputError(f"batch_size = {batch_size}: the split has {len(images)} samples")
-        self.images, self.batch_size, self.augment = images, batch_size, augment
+    def __init__(
+        self, images: Images, batch_size: int, augment: bool, part: tuple[int, int] = (0, 1)
+    ):
+        require_a_batch(images, batch_size, part)
+        self.images, self.batch_size, self.augment, self.part = images, batch_size, augment, part
         self.steps = len(images) // batch_size
         if augment:
             self._padded = F.pad(images.pixels, (images.source.pad,) * 4)
@@ -73,13 +84,20 @@ class Batches:
         """The `EpochPlan` of the runs with these data seeds, for this split."""
         return EpochPlan.draw(seeds, epoch, self.images, self.augment)
 
+    def epoch(
+        self, seeds: Sequence[int], epoch: int, first: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the 0-based `epoch` of the runs with these data seeds, from `first` on."""
+        plan = self.plan(seeds, epoch)
+        return (self.at(plan, step) for step in range(first, self.steps))
+
     def at(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
         """Batch number `step` of every run.
 
         Returns:
             float32 [runs, batch, channels, height, width] and int64 labels [runs, batch].
         """
-        chosen = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        chosen = plan.part(step, self.batch_size, self.part)
         rows = plan.order[:, chosen]
         labels = self.images.labels[rows]
         if not self.augment:
@@ -94,8 +112,17 @@ class Batches:
         return self.images.normalised(pixels.movedim(-1, 2)), labels
 
 
-def in_order(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All samples in file order as (float32 batch, labels), the last batch smaller if need be."""
-    for start in range(0, len(images), batch_size):
-        chosen = slice(start, start + batch_size)
-        yield images.normalised(images.pixels[chosen]), images.labels[chosen]
+def require_a_batch(images: Split, batch_size: int, part: tuple[int, int]) -> None:
+    """Refuse a batch that the split has not, or that the ranks cannot divide."""
+    if not 1 <= batch_size <= len(images):
+        raise InputError(f"batch_size = {batch_size}: the split has {len(images)} samples")
+    if batch_size % part[1]:
+        raise InputError(
+            f"batch_size = {batch_size}: {part[1]} ranks cannot divide it into equal parts"
+        )
+
+
+def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples in order as (float32 batch, labels), the last batch smaller if need be."""
+    for pixels, labels in split.pieces(batch_size):
+        yield split.normalised(pixels), labels

@@ -1,8 +1,9 @@
-"""Image classification data sets by name, folder or file; small enough to be kept in memory.
+"""Image classification data sets by name, folder or file.
 
-A data set is read whole as `Images`: uint8 pixels, int64 labels. It is one that goes by a name (in
-the package, or through torchvision), or the user's own: a folder of images or an `.npz` file of
-arrays (`own_images`). `batches` makes training batches of it.
+A data set is one that goes by a name (in the package, or through torchvision), or the user's own:
+a folder of images or an `.npz` file of arrays (`own_images`). What is small is read whole as
+`Images`: uint8 pixels, int64 labels. A large folder is a `Stream` of files that are decoded while
+they are needed. `training_batches` makes training batches of either.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rebasin_utils.errors import InputError
-from rebasin_utils.nets import own_images
+from rebasin_utils.nets import folders, own_images
 from rebasin_utils.nets.batches import Batches, EpochPlan, in_order
 from rebasin_utils.nets.embedded import make as embedded
-from rebasin_utils.nets.images import Images
+from rebasin_utils.nets.embedded import miniature
+from rebasin_utils.nets.images import Images, Split
 from rebasin_utils.nets.own_images import AS_THEY_ARE, OwnImages, Reading
+from rebasin_utils.nets.pictures import Pictures
 from rebasin_utils.nets.sources import SOURCES, Source, data_root
+from rebasin_utils.nets.streams import Files, Stream, StreamedBatches
 
 __all__ = [
     "AS_THEY_ARE",
@@ -34,13 +39,19 @@ __all__ = [
     "OwnImages",
     "Reading",
     "Source",
+    "Split",
+    "Stream",
     "data_root",
     "fingerprint",
     "in_order",
     "load",
     "own",
     "source_of",
+    "training_batches",
 ]
+
+#: Share of the free memory above which a folder's pixels are streamed rather than kept.
+SHARE = 0.25
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -54,7 +65,9 @@ def load(
     scale_pad: bool = False,
     reading: Reading = AS_THEY_ARE,
     expected: str | None = None,
-) -> Images:
+    stream: bool | None = None,
+    loader_workers: int | None = None,
+) -> Images | Stream:
     """One split of a data set: its samples in file order, or of own images the classes in turns.
 
     Args:
@@ -66,13 +79,19 @@ def load(
             images always does; that of a named data set stays as it is otherwise.
         reading: how own images are read.
         expected: the `fingerprint` that own images had when something was planned for them.
+        stream: decode the files of a folder while they are needed, instead of keeping all in
+            memory; None: where they would take more than `SHARE` of the free memory. What is cut
+            from originals always is.
+        loader_workers: of a stream, see there.
 
     Raises:
         InputError: unknown name or split, a pool that does not divide the image side, or files
             that are not there and could not be downloaded; says where they are looked for and how
             to get them. Of own images, what `own_images.read` refuses, and that they have changed.
+            A `stream` of what is no folder, or none where parts of the originals are wanted.
     """
-    mine = None if name in SOURCES else own(name, reading)
+    streamed = is_streamed(name, reading, stream)
+    mine = None if name in SOURCES else own(name, reading, streamed)
     source = source_of(name, reading) if mine is None else mine.source
     if mine is not None and expected not in (None, mine.fingerprint):
         raise InputError(f"data.source = {name!r}: its content has changed since it was first read")
@@ -82,23 +101,59 @@ def load(
     if pool < 1 or height % pool or width % pool:
         sides = f"side, {height}" if height == width else f"sides, {height} and {width}"
         raise InputError(f"pool = {pool}: must divide the image {sides} pixels")
-    pixels, labels = _read(name, split) if mine is None else mine.splits[split]
-    if pool > 1:
-        pixels = F.avg_pool2d(pixels.to(torch.float32), pool).round().to(torch.uint8)
     if scale_pad or mine is not None:
         source = replace(source, pad=(source.pad + pool // 2) // pool)
-    images = Images(pixels, labels, source)
+    if streamed:
+        images = _stream(name, split, pool, source, reading, loader_workers)
+    else:
+        pixels, labels = _read(name, split) if mine is None else mine.splits[split]
+        if pool > 1:
+            pixels = F.avg_pool2d(pixels.to(torch.float32), pool).round().to(torch.uint8)
+        images = Images(pixels, labels, source)
     return images if limit is None else images.head(limit)
 
 
-def source_of(name: str, reading: Reading = AS_THEY_ARE) -> Source:
+def training_batches(
+    images: Split, batch_size: int, augment: bool, part: tuple[int, int] = (0, 1)
+) -> Batches | StreamedBatches:
+    """Training batches of a split: `Batches` in memory, `StreamedBatches` of a stream."""
+    kind = StreamedBatches if isinstance(images, Stream) else Batches
+    return kind(images, batch_size, augment, part)
+
+
+def is_streamed(name: str, reading: Reading = AS_THEY_ARE, stream: bool | None = None) -> bool:
+    """Whether `load` decodes files while they are needed, as its argument `stream` says.
+
+    Raises:
+        InputError: as `load` for `stream`, or where files are not there.
+    """
+    named = SOURCES.get(name)
+    folder = named.torchvision == "ImageFolder" if named else not path_of(name).is_file()
+    if not folder:
+        if stream:
+            raise InputError(
+                f"data.stream = True: {name} is no folder of images, it is read into memory whole"
+            )
+        return False
+    if (named or reading).crop == "resized":
+        if stream is False:
+            raise InputError(
+                f"data.stream = False: the random parts of {name} are cut from its files"
+            )
+        return True
+    if stream is None:
+        return _pixels(name, reading) > SHARE * psutil.virtual_memory().available
+    return stream
+
+
+def source_of(name: str, reading: Reading = AS_THEY_ARE, stream: bool | None = None) -> Source:
     """What is known of a data set; own images are read for it, unless they have been before.
 
     Raises:
         InputError: when there is no such data set, or own images cannot be read.
     """
     if name not in SOURCES:
-        return own(name, reading).source
+        return own(name, reading, is_streamed(name, reading, stream)).source
     for field in fields(reading):
         value = getattr(reading, field.name)
         if value != field.default:
@@ -109,13 +164,13 @@ def source_of(name: str, reading: Reading = AS_THEY_ARE) -> Source:
     return SOURCES[name]
 
 
-def own(name: str, reading: Reading = AS_THEY_ARE) -> OwnImages:
+def own(name: str, reading: Reading = AS_THEY_ARE, streamed: bool = False) -> OwnImages:
     """The user's own images at the path `name`; says what was made of them.
 
     Raises:
         InputError: what `own_images.read` refuses.
     """
-    return own_images.read(path_of(name), reading)
+    return (own_images.survey if streamed else own_images.read)(path_of(name), reading)
 
 
 def fingerprint(name: str) -> str | None:
@@ -159,12 +214,61 @@ def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long()
 
 
+def _stream(
+    name: str,
+    split: str,
+    pool: int,
+    source: Source,
+    reading: Reading,
+    loader_workers: int | None,
+) -> Stream:
+    pictures = _listed(name, reading)[split]
+    named = name in SOURCES
+    root, side = _folder(name), None if named else reading.side
+    names = np.array([os.fsencode(file) for file in pictures.names])
+    files = Files(str(root), names, source, side, pool, f"data.source = {name!r}")
+    labels = torch.as_tensor(pictures.labels, dtype=torch.int64)
+    return Stream(files, torch.arange(len(labels)), labels, source, loader_workers)
+
+
+def _listed(name: str, reading: Reading) -> dict[str, Pictures]:
+    """The files of a folder, by split, in the order in which `own_images.read` has them."""
+    folder = _folder(name)
+    if name not in SOURCES:
+        return own_images.listed(folder, reading, fingerprint(name))
+    return _listed_by_name(name, folder)
+
+
+@lru_cache(maxsize=2)
+def _listed_by_name(name: str, folder: Path) -> dict[str, Pictures]:
+    """Without a fingerprint: of a million files it would be a day's reading."""
+    return own_images.listed(folder, AS_THEY_ARE, "")
+
+
+def _folder(name: str) -> Path:
+    """Where the files of a folder are; the miniature is written where it is not there."""
+    if name not in SOURCES:
+        return path_of(name)
+    path = data_root() / SOURCES[name].folder
+    if name == "imagenet-miniature":
+        miniature.ensure(path)
+    if not path.is_dir():
+        raise InputError(f"data.source = {name!r}: no folder {path}; {SOURCES[name].get}")
+    return path
+
+
+def _pixels(name: str, reading: Reading) -> int:
+    """Bytes that a folder's pixels would take in memory."""
+    folder = _folder(name)
+    if name in SOURCES:
+        channels, height, width = SOURCES[name].shape
+        return channels * height * width * sum(1 for _ in folders.files_of(folder))
+    return own_images.bytes_in_memory(folder, reading, fingerprint(name))
+
+
 def _read_folder(name: str, split: str) -> tuple[Tensor, Tensor]:
     """As own images are read, the classes in turns."""
-    source, path = SOURCES[name], data_root() / SOURCES[name].folder
-    if not path.is_dir():
-        raise InputError(f"data.source = {name!r}: no folder {path}; {source.get}")
-    return own_images.read(path).splits[split]
+    return own_images.read(_folder(name)).splits[split]
 
 
 def _read_torchvision(name: str, split: str):

@@ -1,9 +1,16 @@
-"""One split of a data set as one uint8 tensor on the device, and subsets of it."""
+"""A split of a data set: what all splits can, and one that is a uint8 tensor on the device.
+
+Training, evaluation, matching and statistics know a `Split` and nothing of where its pixels are:
+in memory (`Images`), or in files that are decoded while they are needed (`streams.Stream`).
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,14 +19,12 @@ from rebasin_utils.errors import InputError
 from rebasin_utils.nets.sources import Source
 
 
-@dataclass(frozen=True)
-class Images:
-    """One split of a data set.
+class Split(ABC):
+    """One split of a data set, wherever its pixels are.
 
-    pixels: uint8 [n, channels, height, width]; labels: int64 [n], on the same device.
+    labels: int64 [n], on the device on which its batches are.
     """
 
-    pixels: Tensor
     labels: Tensor
     source: Source
 
@@ -27,19 +32,31 @@ class Images:
         return len(self.labels)
 
     @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width), after pooling if any."""
-        return tuple(self.pixels.shape[1:])
 
-    def to(self, device: torch.device | str) -> Images:
-        """The same split with its tensors on `device`."""
-        return Images(self.pixels.to(device), self.labels.to(device), self.source)
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """The same split with its batches on `device`."""
 
-    def head(self, n: int) -> Images:
+    @abstractmethod
+    def chosen(self, rows: slice | Tensor) -> Self:
+        """These samples only, in this order."""
+
+    @abstractmethod
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All samples in order: uint8 pixels and labels, `size` at a time, the last maybe fewer."""
+
+    def head(self, n: int) -> Self:
         """The first `n` samples."""
-        return Images(self.pixels[:n], self.labels[:n], self.source)
+        return self.chosen(slice(n))
 
-    def balanced(self, n: int) -> Images:
+    def balanced(self, n: int) -> Self:
         """`n` samples with equally many of every class, and the classes in turns.
 
         They are the first of each class, so a larger subset holds a smaller one as its head. Where
@@ -58,13 +75,39 @@ class Images:
                 f"data.limit = {n}: a balanced subset takes {asked[label]} samples of class {label}"
                 f", which has {there[label]}; at most {classes * there.min()} can be had"
             )
-        chosen = in_turns(self.labels)[:n]
-        return Images(self.pixels[chosen], self.labels[chosen], self.source)
+        return self.chosen(in_turns(self.labels)[:n])
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """uint8 [..., channels, height, width] -> float32 with the source's mean and std."""
         mean, std = _mean_and_std(self.source, pixels.device)
         return (pixels.to(torch.float32) - mean) / std
+
+
+@dataclass(frozen=True)
+class Images(Split):
+    """A split in memory: one tensor on the device that it is used on.
+
+    pixels: uint8 [n, channels, height, width]; labels: int64 [n], on the same device.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.pixels.shape[1:])
+
+    def to(self, device: torch.device | str) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device), self.source)
+
+    def chosen(self, rows: slice | Tensor) -> Images:
+        return Images(self.pixels[rows], self.labels[rows], self.source)
+
+    def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield self.pixels[rows], self.labels[rows]
 
 
 def in_turns(labels: Tensor) -> Tensor:

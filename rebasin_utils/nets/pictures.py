@@ -8,7 +8,7 @@ refused: how to round them is the user's to say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -73,39 +73,75 @@ def decode(
             bits or, without `side`, another size than the first; and when the array would not fit
             into the memory that is free.
     """
-    pixels, done = np.empty(0), Counter()
-    shown = dict(desc=where, unit="image", delay=2, leave=False, disable=None)
-    for i, (picture, name) in enumerate(zip(tqdm(pictures, **shown), names, strict=True)):
-        image = _opened(picture, f"{where}: {name}")
-        size = image.size
-        done["grey"] += image.mode in _GREY
-        done["alpha"] += image.mode in _ALPHA or "transparency" in image.info
-        image = _in_colour(image)
-        if side is not None and size != (side, side):
-            done["resized"] += 1
-            image = _fitted(image, side)
+    pixels, look = np.empty(0), Look(side)
+    for i, image in enumerate(look.through(pictures, names, where)):
         if i == 0:
             pixels = _room_for(len(pictures), image.size, where)
-        if image.size != pixels.shape[2:0:-1]:
-            height, width = pixels.shape[1:3]
-            raise InputError(
-                f"{where}: {name} is {size[0]} × {size[1]} pixels, {names[0]} {width} × {height}; "
-                f"set data.side = {min(height, width)} or another, to which all are resized "
-                "(the shorter side) and cropped (the middle)"
-            )
         pixels[i] = image
-    all_grey = done["grey"] == len(pictures)
-    notes = {
-        f"resized and centre-cropped to {side} × {side}": done["resized"],
-        "greyscale, given three equal channels": 0 if all_grey else done["grey"],
-        "with transparency, which is dropped": done["alpha"],
-    }
-    pixels = pixels[..., :1] if all_grey else pixels
-    said = [f"{n} of {len(pictures)} images {what}" for what, n in notes.items() if n]
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), said
+    pixels = pixels[..., :1] if look.all_grey else pixels
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), look.notes()
 
 
-def _opened(picture: str | np.ndarray, what: str) -> Image.Image:
+class Look:
+    """Pictures looked at one by one, all to the same size, and what was done to them.
+
+    side: as for `decode`. shorter: pixels that the shorter side is resized to before the middle of
+    `side` is cropped, if not as many.
+    """
+
+    def __init__(self, side: int | None, shorter: int | None = None):
+        self._side, self._shorter = side, shorter or side
+        self._seen, self._done = 0, Counter()
+
+    def through(
+        self, pictures: Sequence[str | np.ndarray], names: Sequence[str], where: str
+    ) -> Iterator[Image.Image]:
+        """The pictures in three channels; refuses what `decode` refuses."""
+        shown = dict(desc=where, unit="image", delay=2, leave=False, disable=None)
+        first = None
+        for picture, name in zip(tqdm(pictures, **shown), names, strict=True):
+            image = opened(picture, f"{where}: {name}")
+            size, first = image.size, first or image.size
+            self._seen += 1
+            self._done["grey"] += image.mode in _GREY
+            self._done["alpha"] += image.mode in _ALPHA or "transparency" in image.info
+            image = in_colour(image)
+            if self._side is not None and (size, self._shorter) != (
+                (self._side, self._side),
+                self._side,
+            ):
+                self._done["resized"] += 1
+                image = fitted(image, self._side, self._shorter)
+            elif self._side is None and size != first:
+                raise InputError(
+                    f"{where}: {name} is {size[0]} × {size[1]} pixels, {names[0]} {first[0]} × "
+                    f"{first[1]}; set data.side = {min(first)} or another, to which all are "
+                    "resized (the shorter side) and cropped (the middle)"
+                )
+            yield image
+
+    @property
+    def all_grey(self) -> bool:
+        return self._done["grey"] == self._seen
+
+    def notes(self) -> list[str]:
+        """What was done, in sentences."""
+        side = self._side
+        notes = {
+            f"resized and centre-cropped to {side} × {side}": self._done["resized"],
+            "greyscale, given three equal channels": 0 if self.all_grey else self._done["grey"],
+            "with transparency, which is dropped": self._done["alpha"],
+        }
+        return [f"{n} of {self._seen} images {what}" for what, n in notes.items() if n]
+
+
+def opened(picture: str | np.ndarray, what: str) -> Image.Image:
+    """A picture, decoded.
+
+    Raises:
+        InputError: beginning with `what`, when it cannot be, or has channels of more than eight
+            bits.
+    """
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     try:
@@ -128,16 +164,23 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _in_colour(image: Image.Image) -> Image.Image:
+def in_colour(image: Image.Image) -> Image.Image:
+    """A picture with three channels; transparency is dropped."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow asks for this step where a palette has transparency
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _fitted(image: Image.Image, side: int) -> Image.Image:
+def fitted(image: Image.Image, side: int, shorter: int | None = None) -> Image.Image:
+    """The shorter side resized to `shorter` pixels, or to `side`, and the middle cropped."""
     from torchvision.transforms import functional as transforms
 
-    return transforms.center_crop(transforms.resize(image, side), side)
+    return transforms.center_crop(transforms.resize(image, shorter or side), side)
+
+
+def shorter_side(side: int) -> int:
+    """What the shorter side of a test image is resized to before its middle is cropped: 256/224."""
+    return side * 8 // 7
 
 
 def _room_for(count: int, size: tuple[int, int], where: str) -> np.ndarray:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+#: How training images are cut when they are augmented.
+Crop = Literal["padded", "resized"]
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,9 @@ class Source:
 
     shape: (channels, height, width). mean, std: per channel, of pixels in [0, 1]. pad, flip: how
     training images are augmented: crop from an image zero-padded by `pad` pixels, flip left-right.
+    crop: "resized" cuts a random part of the original image instead and resizes it, as is usual for
+    ImageNet (Szegedy et al. 2015, Section 6; torchvision's `RandomResizedCrop` with its defaults);
+    otherwise the shorter side is resized to 8/7 of `shape` and the middle cropped.
     """
 
     classes: int
@@ -21,6 +28,7 @@ class Source:
     std: tuple[float, ...]
     pad: int
     flip: bool
+    crop: Crop = field(default="padded", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,28 @@ SOURCES = {
         torchvision="ImageFolder",
         folder="tiny-imagenet-200",
         get="unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there",
+    ),
+    "imagenet": Named(
+        classes=1000,
+        shape=(3, 224, 224),
+        **_IMAGENET,
+        pad=28,
+        flip=True,
+        crop="resized",
+        torchvision="ImageFolder",
+        folder="imagenet",
+        get="unpack ILSVRC 2012 there as train/<wnid>/… and val/<wnid>/…",
+    ),
+    "imagenet-miniature": Named(
+        classes=10,
+        shape=(3, 32, 32),
+        **_IMAGENET,
+        pad=4,
+        flip=True,
+        crop="resized",
+        torchvision="ImageFolder",
+        folder="imagenet-miniature",
+        get="it is written there when it is first used",
     ),
     "svhn": Named(
         classes=10,

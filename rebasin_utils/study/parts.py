@@ -14,6 +14,7 @@ from rebasin_utils.errors import InputError
 from rebasin_utils.nets import data, own_nets
 from rebasin_utils.nets.data import SOURCES, Reading
 from rebasin_utils.nets.models import MODELS
+from rebasin_utils.nets.sources import Crop
 from rebasin_utils.training.recipes import Recipe
 
 SparseMethod = Literal["lth", "naive", "permuted", "random_mask", "random_permutation"]
@@ -36,7 +37,8 @@ class Part(BaseModel):
 class Data(Part):
     """The images: a data set that goes by a name, or the user's own.
 
-    What is said of own images (`side`, `test_share`, `test_seed`, `flip`) goes with those only.
+    What is said of own images (`side`, `test_share`, `test_seed`, `flip`, `crop`) goes with those
+    only. Whether they are streamed, and by how many processes, changes no number.
     """
 
     source: str = Field(
@@ -63,6 +65,23 @@ class Data(Part):
     )
     test_seed: int = Field(0, ge=0, description="own images: which ones are held out")
     flip: bool = Field(True, description="own images: flipped ones are as good, as of most photos")
+    crop: Crop = Field(
+        "padded",
+        description="own images: how augmentation cuts them, from the padded image, or a random "
+        "part of the original, resized to side",
+    )
+    stream: bool | None = Field(
+        None,
+        description="decode a folder's images while they are needed; none: where they would take "
+        "more than a quarter of the free memory",
+    )
+    loader_workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="processes that decode streamed images; none: none on a CPU, and one a core, "
+        "at most 8, beside a GPU",
+    )
 
     @field_validator("source")
     @classmethod
@@ -77,7 +96,7 @@ class Data(Part):
     @property
     def reading(self) -> Reading:
         """How own images are read."""
-        return Reading(self.side, self.test_share, self.test_seed, self.flip)
+        return Reading(self.side, self.test_share, self.test_seed, self.flip, self.crop)
 
     def facts(self) -> dict[str, Any]:
         """What a run depends on; a path never does, only what lies there."""
@@ -89,7 +108,10 @@ class Data(Part):
             "augment": self.augment,
         }
         if self.source not in SOURCES:
-            facts |= {"dataset": data.fingerprint(self.source), "reading": asdict(self.reading)}
+            reading = asdict(self.reading)
+            if self.crop == "padded":  # as before there was another one
+                del reading["crop"]
+            facts |= {"dataset": data.fingerprint(self.source), "reading": reading}
         later = {"limit": self.limit, "scale_pad": self.scale_pad}  # hashed where they are used
         return facts | {name: value for name, value in later.items() if value}
 

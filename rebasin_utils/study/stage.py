@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from rebasin_utils.nets.data import Images
+from rebasin_utils.nets.data import Split
 from rebasin_utils.nets.masks import State
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.store import Key
@@ -76,7 +76,7 @@ class Reader(Protocol):
     def tensors(self, node: Node) -> dict[str, Tensor]: ...
     def state(self, node: Node, part: str = "final") -> State: ...
     def network(self, node: Node, part: str = "final") -> nn.Module: ...
-    def split(self, name: str) -> Images: ...
+    def split(self, name: str) -> Split: ...
 
 
 class Context(Reader, Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets import data, own_nets
-from rebasin_utils.nets.data import Images
+from rebasin_utils.nets.data import Split
 from rebasin_utils.nets.devices import device_name, machine, reproducible, torch_device
 from rebasin_utils.nets.masks import State
 from rebasin_utils.nets.models import MODELS
@@ -89,7 +89,8 @@ class Study:
 
     @property
     def _source(self) -> data.Source:
-        return data.source_of(self.settings.data.source, self.settings.data.reading)
+        s = self.settings.data
+        return data.source_of(s.source, s.reading, s.stream)
 
     @cached_property
     def spec(self) -> PermutationSpec:
@@ -100,14 +101,19 @@ class Study:
         spec.prove(self.model, example)
         return spec
 
-    def split(self, name: str) -> Images:
+    def split(self, name: str) -> Split:
         """The "train" or the "test" images, on the study's device."""
         return self._splits[name]
 
     @cached_property
-    def _splits(self) -> dict[str, Images]:
+    def _splits(self) -> dict[str, Split]:
         s = self.settings.data
-        how = {"scale_pad": s.scale_pad, "reading": s.reading}
+        how = {
+            "scale_pad": s.scale_pad,
+            "reading": s.reading,
+            "stream": s.stream,
+            "loader_workers": s.loader_workers,
+        }
         train = data.load(s.source, "train", s.pool, s.train_limit, **how)
         if s.limit is not None:
             train = train.balanced(s.limit)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.training.stacking import Single, Stacked, stack_for
 
@@ -22,12 +22,12 @@ class Metrics(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+    model: nn.Module, states: Sequence[State], images: Split, batch_size: int = 1000
 ) -> list[Metrics]:
     """Accuracy and loss of every state on every sample of `images`, in eval mode."""
     metrics = []
     for answers in _answers(model, states, images, batch_size):
-        correct = loss = torch.zeros((), device=images.pixels.device, dtype=torch.float64)
+        correct = loss = torch.zeros((), device=images.device, dtype=torch.float64)
         for logits, y in answers:
             correct = correct + (logits.argmax(-1) == y).sum(-1)
             expected = y.expand(len(logits), -1)
@@ -38,7 +38,7 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, states: Sequence[State], images: Images, batch_size: int = 1000
+    model: nn.Module, states: Sequence[State], images: Split, batch_size: int = 1000
 ) -> Tensor:
     """Logits of every state on every sample, in eval mode: [states, samples, classes], CPU."""
     return torch.cat(
@@ -50,13 +50,13 @@ def predict(
 
 
 def _answers(
-    model: nn.Module, states: Sequence[State], images: Images, batch_size: int
+    model: nn.Module, states: Sequence[State], images: Split, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
     last = len(images) % batch_size or batch_size
     kind, together = stack_for(model, images, min(batch_size, len(images)), last)
     for start in range(0, len(states), together):
-        net = kind(model, states[start : start + together], images.pixels.device)
+        net = kind(model, states[start : start + together], images.device)
 
         def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in in_order(images, batch_size):

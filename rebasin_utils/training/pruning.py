@@ -29,7 +29,7 @@ from torch import nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets import masks
-from rebasin_utils.nets.data import Images
+from rebasin_utils.nets.data import Split
 from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.training.recipes import Recipe
 from rebasin_utils.training.train import Job, Trained, train_many
@@ -111,7 +111,7 @@ def prune_and_tune(
     seeds: Sequence[int],
     step: Round,
     recipe: Recipe,
-    images: Images,
+    images: Split,
     *,
     warm_up: Recipe | None = None,
     aws_seeds: Sequence[int] | None = None,

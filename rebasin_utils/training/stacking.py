@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rebasin_utils.nets.data import Images
+from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.devices import channels_last, memory_available, runs_channels_last
 from rebasin_utils.nets.masks import State
 from rebasin_utils.training.chains import Norm, chain
@@ -90,7 +90,7 @@ def bytes_of_a_run(model: nn.Module, inputs: int, batch: int) -> int:
 
 
 def stack_for(
-    model: nn.Module, images: Images, *batches: int
+    model: nn.Module, images: Split, *batches: int
 ) -> tuple[type[Stacked] | type[Single], int]:
     """What computes the model, and how many runs as one: few enough for half of the memory.
 
@@ -98,13 +98,13 @@ def stack_for(
     """
     inputs = math.prod(images.shape)
     if not stackable(model):
-        few = images.normalised(images.pixels[:2])
+        few, _ = next(in_order(images.head(2), 2))
         fast = runs_channels_last(model, lambda net: net.to(few.device)(few))
         return (Single if fast else Contiguous), 1
     if not all(lines_up(model, inputs, batch) for batch in batches):
         return Stacked, 1
     of_a_run = bytes_of_a_run(model, inputs, max(batches))
-    fit = memory_available(images.pixels.device) // 2 // of_a_run
+    fit = memory_available(images.device) // 2 // of_a_run
     return Stacked, max(1, min(STACKED, fit))
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
-from rebasin_utils.nets.data import Batches, Images
+from rebasin_utils.nets.data import Batches, Split, training_batches
 from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.training.chains import chain
 from rebasin_utils.training.graphs import Graphed, choose
@@ -77,7 +77,7 @@ def train_many(
     model: nn.Module,
     jobs: Sequence[Job],
     recipe: Recipe,
-    images: Images,
+    images: Split,
     *,
     augment: bool = False,
     until: int | None = None,
@@ -102,18 +102,18 @@ def train_many(
             sample come to a batch norm of single units, or when the split has less than one batch.
     """
     _check(model, jobs, recipe)
-    batches = Batches(images, recipe.batch_size, augment)
+    batches = training_batches(images, recipe.batch_size, augment)
     kind, together = _way(model, jobs, batches)
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, begun in _groups(jobs, together):
-        net = kind(model, [b.state for b in begun], images.pixels.device)
+        net = kind(model, [b.state for b in begun], images.device)
         group = _Group(model, net, [jobs[i] for i in chosen], begun, recipe, batches)
         for i, trained in zip(chosen, group.run(until, progress, checkpoint_seconds), strict=True):
             results[i] = trained
     return results
 
 
-def train(model: nn.Module, job: Job, recipe: Recipe, images: Images, **options) -> Trained:
+def train(model: nn.Module, job: Job, recipe: Recipe, images: Split, **options) -> Trained:
     """Train one job: `train_many` of a list of one."""
     return train_many(model, [job], recipe, images, **options)[0]
 
@@ -135,16 +135,18 @@ def _way(
 ) -> tuple[type[Stacked] | type[Single] | type[Graphed], int]:
     """What trains these runs, and how many of them as one."""
     kind, together = stack_for(model, batches.images, batches.batch_size)
-    if kind is not Single or not jobs or not batches.images.pixels.is_cuda:
+    if kind is not Single or not jobs or batches.images.device.type != "cuda":
         return kind, together
     some = jobs[:TOGETHER]
-    plan = batches.plan([job.seed for job in some], epoch=0)
-    return choose(model, some[0].state, *batches.at(plan, step=0))
+    return choose(model, some[0].state, *next(batches.epoch([job.seed for job in some], 0)))
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """Where a run stands: what its checkpoint file holds."""
+    """Where a run stands: what its checkpoint file holds.
+
+    step: of the epoch, so many of its batches are behind it; total: the sum of their losses.
+    """
 
     epoch: int
     state: State
@@ -152,6 +154,8 @@ class _Progress:
     snapshots: dict[int, State] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    step: int = 0
+    total: float = 0.0
 
     @classmethod
     def of(cls, job: Job) -> _Progress:
@@ -181,6 +185,8 @@ class _Progress:
             snapshots,
             meta["losses"],
             meta["seconds"],
+            meta.get("step", 0),
+            meta.get("total", 0.0),
         )
 
     def write(self, path: Path) -> None:
@@ -189,14 +195,15 @@ class _Progress:
         }
         tensors = {f"{part}/{n}": t for part, s in parts.items() for n, t in s.items()}
         meta = {"epoch": self.epoch, "losses": self.losses, "seconds": self.seconds}
+        meta |= {"step": self.step, "total": self.total}
         replace_synced(path, save_tensors(tensors, metadata={"progress": json.dumps(meta)}))
 
 
 def _groups(jobs: Sequence[Job], together: int) -> Iterator[tuple[list[int], list[_Progress]]]:
-    """Split the jobs into groups that stand at the same epoch, at most `together` each."""
+    """Split the jobs into groups that stand at the same step, at most `together` each."""
     begun = [_Progress.of(job) for job in jobs]
-    for epoch in sorted({b.epoch for b in begun}):
-        members = [i for i, b in enumerate(begun) if b.epoch == epoch]
+    for place in sorted({(b.epoch, b.step) for b in begun}):
+        members = [i for i, b in enumerate(begun) if (b.epoch, b.step) == place]
         for start in range(0, len(members), together):
             chosen = members[start : start + together]
             yield chosen, [begun[i] for i in chosen]
@@ -220,7 +227,8 @@ class _Group:
         self.aws_seeds = [job.aws_seed for job in jobs]
         some = any(seed is not None for seed in self.aws_seeds)
         self.interpolated = Interpolated(model, net) if some else None
-        self.epoch = begun[0].epoch
+        self.epoch, self.step = begun[0].epoch, begun[0].step
+        self.total = torch.tensor([b.total for b in begun], device=batches.images.device)
         self.losses = [list(b.losses) for b in begun]
         self.seconds = [b.seconds for b in begun]
         self.snapshots = [dict(b.snapshots) for b in begun]
@@ -246,15 +254,15 @@ class _Group:
     ) -> list[Trained]:
         saved = time.monotonic()
         last = self.recipe.epochs if until is None else until
-        self._keep_snapshots()
+        if not self.step:
+            self._keep_snapshots()
         while self.epoch < last:
-            self._epoch()
+            for _ in self._steps():
+                saved = self._save_if_due(saved, checkpoint_seconds)
             self._keep_snapshots()
             progress(self.net.runs)
-            due = time.monotonic() - saved >= checkpoint_seconds
-            if due and self.epoch < last:
-                self._write_checkpoints()
-                saved = time.monotonic()
+            if self.epoch < last:
+                saved = self._save_if_due(saved, checkpoint_seconds)
         return [
             Trained(state, snapshots, losses, not _finite(state, losses), seconds)
             for state, snapshots, losses, seconds in zip(
@@ -262,26 +270,36 @@ class _Group:
             )
         ]
 
-    def _epoch(self) -> None:
+    def _steps(self) -> Iterator[None]:
+        """The steps that are left of an epoch; stops between two, to let a checkpoint be made."""
         begin = time.monotonic()
-        plan = self.batches.plan([job.seed for job in self.jobs], self.epoch)
-        total = torch.zeros(self.net.runs, device=self.batches.images.pixels.device)
+        seeds = [job.seed for job in self.jobs]
         if self.interpolated:
             a = self.interpolated.plan(self.aws_seeds, self.epoch, self.batches.steps)
-        for step in range(self.batches.steps):
-            x, y = self.batches.at(plan, step)
+        for x, y in self.batches.epoch(seeds, self.epoch, self.step):
             if self.interpolated:
-                total += self.interpolated.losses(x, y, a[step])
+                self.total += self.interpolated.losses(x, y, a[self.step])
             else:
-                total += self.net.losses(x, y)
+                self.total += self.net.losses(x, y)
             self.optimizer.step()
             self._apply_masks()
+            self.step += 1
+            if self.step < self.batches.steps:
+                begin = self._add_seconds(begin)
+                yield
         self.schedule.step()
-        self.epoch += 1
-        share = (time.monotonic() - begin) / self.net.runs
-        for i, loss in enumerate((total / self.batches.steps).tolist()):
-            self.losses[i].append(loss)
-            self.seconds[i] += share
+        for losses, loss in zip(
+            self.losses, (self.total / self.batches.steps).tolist(), strict=True
+        ):
+            losses.append(loss)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.total.zero_()
+        self._add_seconds(begin)
+
+    def _add_seconds(self, begin: float) -> float:
+        now = time.monotonic()
+        self.seconds = [seconds + (now - begin) / self.net.runs for seconds in self.seconds]
+        return now
 
     @torch.no_grad()
     def _apply_masks(self) -> None:
@@ -295,15 +313,24 @@ class _Group:
                 if wants:
                     kept[self.epoch] = state
 
+    def _save_if_due(self, saved: float, checkpoint_seconds: float) -> float:
+        """When the last checkpoint was written."""
+        if time.monotonic() - saved < checkpoint_seconds:
+            return saved
+        self._write_checkpoints()
+        return time.monotonic()
+
     def _write_checkpoints(self) -> None:
         momenta: list[State] = [{}] * self.net.runs
         if self.recipe.momentum:
             buffers = [self.optimizer.state[t]["momentum_buffer"] for t in self.net.trained]
             momenta = of_each_run(self.net.named(buffers))
+        totals = self.total.tolist()
         for i, (job, state) in enumerate(zip(self.jobs, self.net.states(), strict=True)):
             if job.checkpoint is not None:
                 snapshots, losses, seconds = self.snapshots[i], self.losses[i], self.seconds[i]
-                _Progress(self.epoch, state, momenta[i], snapshots, losses, seconds).write(
+                place = self.step, totals[i]
+                _Progress(self.epoch, state, momenta[i], snapshots, losses, seconds, *place).write(
                     job.checkpoint
                 )
 

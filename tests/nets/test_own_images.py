@@ -474,11 +474,11 @@ def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_read(fol
         psutil, "virtual_memory", lambda: SimpleNamespace(available=18 * 192 * 2 - 1)
     )
     parts = ["18 images of 8 × 8 pixels", "smaller data.side"]
-    refused(lambda: data.load(str(folder), "train"), "data.source", parts)
+    refused(lambda: data.load(str(folder), "train", stream=False), "data.source", parts)
     needed = 2 * 18 * 8 * 8 * 3
     free = {"available": needed - 1}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(**free))
     parts = ["18 images of 8 × 8 pixels", "smaller data.side"]
-    refused(lambda: data.load(str(folder), "train"), "data.source", parts)
+    refused(lambda: data.load(str(folder), "train", stream=False), "data.source", parts)
     free["available"] = needed
-    assert len(data.load(str(folder), "train")) == 12
+    assert len(data.load(str(folder), "train", stream=False)) == 12

@@ -429,7 +429,7 @@ def test_a_run_can_be_resumed_in_other_company(images, rounding, tmp_path):
         with pytest.raises(Interrupted):
             train_many(mlp(), some, recipe, images, **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
-    resumed = train_many(mlp(), jobs, recipe, images)  # at epochs 2, 2, 1 and 0
+    resumed = train_many(mlp(), jobs, recipe, images)  # in epochs 2, 2, 1 and 0
     assert all(same(a, b, rounding) for a, b in zip(resumed, expected, strict=True))
 
 

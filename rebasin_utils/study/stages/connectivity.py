@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from rebasin_utils.landscape import interpolation, repair
-from rebasin_utils.nets.data import Images
+from rebasin_utils.nets.data import Split
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
 from rebasin_utils.study.stages import dense, matching
@@ -62,7 +62,7 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
     model, alphas = run.model, run.settings.paths.alphas
     moving, reference = (run.state(parent) for parent in node.parents[:2])
     matched = permute(run.spec, run.tensors(node.parents[2]), moving)
-    splits: dict[str, Images] = measured_on(run)
+    splits: dict[str, Split] = measured_on(run)
     of_variance = {"test": splits["test"].head(2000), "train": samples(run)}
     of_reference = {split: statistics(run, reference, x) for split, x in of_variance.items()}
     paths, variances = [], []

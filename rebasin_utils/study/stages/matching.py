@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rebasin_utils.nets.data import Batches, in_order
+from rebasin_utils.nets.data import in_order, training_batches
 from rebasin_utils.study.seeds import derive_seed
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Scalar, Stage
@@ -119,9 +119,8 @@ def batches(study: Reader, images: int | None = None) -> Iterator[Tensor]:
     if samples is not None:
         split = split.head(samples)
     if study.settings.as_released.match_augmented:
-        made = Batches(split, min(128, len(split)), study.settings.data.augment)
-        plan = made.plan([derive_seed("matching")], 0)
-        return (made.at(plan, step)[0][0] for step in range(made.steps))
+        made = training_batches(split, min(128, len(split)), study.settings.data.augment)
+        return (x[0] for x, _ in made.epoch([derive_seed("matching")], 0))
     return (x for x, _ in in_order(split, 500))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from rebasin_utils.landscape import interpolation, repair
 from rebasin_utils.landscape.interpolation import Correction, barrier
 from rebasin_utils.landscape.repair import Statistics
-from rebasin_utils.nets.data import Images, in_order
+from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.study.stage import Context, Reader
 from rebasin_utils.training.evaluate import Metrics
@@ -25,19 +25,19 @@ def corrections(model: nn.Module) -> tuple[Correction, ...]:
     )
 
 
-def samples(run: Reader) -> Images:
+def samples(run: Reader) -> Split:
     """The training images on which the statistics of merged nets are corrected."""
     return run.split("train").head(run.settings.paths.statistics_samples)
 
 
-def measured_on(run: Reader) -> dict[str, Images]:
+def measured_on(run: Reader) -> dict[str, Split]:
     """The images that paths are measured on."""
     n = run.settings.paths.samples
     splits = {name: run.split(name) for name in ("test", "train")}
     return {name: images if n is None else images.head(n) for name, images in splits.items()}
 
 
-def statistics(run: Context, state: State, images: Images) -> Statistics:
+def statistics(run: Context, state: State, images: Split) -> Statistics:
     """Mean and variance of every hidden channel of a net on some images."""
     return repair.statistics(run.model, state, (x for x, _ in in_order(images, 2000)))
 
