@@ -13,5 +13,9 @@ class RunError(RuntimeError):
     """A part of a run failed through no fault of the input; the sentence says where to look."""
 
 
+class RanksLost(RunError):
+    """One of several processes that work on a run together has failed, so that all must end."""
+
+
 class Interrupted(BaseException):
     """Ctrl-C, told from a `KeyboardInterrupt`, which the command line's library would swallow."""

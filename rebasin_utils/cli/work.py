@@ -20,16 +20,18 @@ from rebasin_utils.chapters.chapter import whole_results
 from rebasin_utils.chapters.evidence import accuracy_grid
 from rebasin_utils.chapters.judgement import Outcome, outcome_of, summary
 from rebasin_utils.cli.options import existing, place, print_columns
+from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
 from rebasin_utils.nets import checkpoints
 from rebasin_utils.nets.devices import device_name, torch_device
 from rebasin_utils.paths import default_store, project_root
-from rebasin_utils.running import batch, costs, notebooks, reasons, runner
+from rebasin_utils.running import batch, costs, crew, notebooks, reasons, runner
 from rebasin_utils.study import exchange, presets
 from rebasin_utils.study.settings import Settings, assignments
 from rebasin_utils.study.stages import connectivity
 from rebasin_utils.study.store import Store
 from rebasin_utils.study.study import Study
+from rebasin_utils.training.ranks import started
 
 Changes = list[str] | None
 
@@ -60,6 +62,8 @@ def run(
     studies = _studies(preset, store, device, set)
     begin = time.monotonic()
     made = runner.run(studies, workers=workers, quiet=quiet, cluster=place(cluster))
+    if crew.follows():
+        return
     table = _write_results(studies, preset, set)
     typer.echo(f"{made} artifacts computed in {time.monotonic() - begin:.0f} s; table: {table}")
 
@@ -160,6 +164,10 @@ def study(
     figures_folder: Path | None,
 ) -> None:
     """The whole argument: run the study, execute the notebooks, draw the figures, give verdicts."""
+    if started():
+        raise InputError(
+            "rebasin study does not go with torchrun: use rebasin run, then this alone"
+        )
     studies = _studies(preset, store, device, None)
     folder = folder or project_root() / "runs" / preset
     begin = time.monotonic()

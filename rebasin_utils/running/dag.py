@@ -22,7 +22,7 @@ from typing import Any, Literal
 from distributed import Client, Future, get_worker
 from distributed.scheduler import KilledWorker
 
-from rebasin_utils.errors import InputError, RunError, StoreError
+from rebasin_utils.errors import InputError, RanksLost, RunError, StoreError
 
 #: How a function tells what it has got done, in the unit of its task's cost.
 Report = Callable[[int], None]
@@ -112,7 +112,7 @@ def _here(tasks: Sequence[Task], tell: Tell) -> list[Outcome]:
         outcome = _attempt(task.name, task.function, task.arguments, report, *before)
         outcomes[task.name] = outcome
         tell(outcome)
-        _stop_without_store(outcome)
+        _stop_if_nothing_can_go_on(outcome)
     return list(outcomes.values())
 
 
@@ -153,7 +153,7 @@ def _there(tasks: Sequence[Task], client: Client, tell: Tell, patience: float) -
                     tell(Noticed(sentence))
             tell(event)
             if isinstance(event, Outcome):
-                _stop_without_store(event)
+                _stop_if_nothing_can_go_on(event)
     finally:
         if client.status == "running":
             client.cancel(list(futures.values()))
@@ -207,15 +207,16 @@ def _attempt(
     try:
         return Outcome(name, "done", function(*arguments, report))
     except Exception as error:
-        kind = next((k for k in (StoreError, InputError) if isinstance(error, k)), RunError)
+        kinds = (StoreError, InputError, RanksLost)
+        kind = next((k for k in kinds if isinstance(error, k)), RunError)
         said = isinstance(error, InputError | RunError)
         why = str(error) if said else f"{type(error).__name__}: {error}"
         return Outcome(name, "failed", why=why, kind=kind, traceback=traceback.format_exc())
 
 
-def _stop_without_store(outcome: Outcome) -> None:
-    if outcome.kind is StoreError:
-        raise StoreError(outcome.why)
+def _stop_if_nothing_can_go_on(outcome: Outcome) -> None:
+    if outcome.kind in (StoreError, RanksLost):
+        raise outcome.kind(outcome.why)
 
 
 def _outcome(future: Future, names: dict[str, str]) -> Outcome:

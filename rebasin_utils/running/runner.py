@@ -23,12 +23,14 @@ from tqdm.auto import tqdm
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets.devices import cores
 from rebasin_utils.running import cluster as clusters
+from rebasin_utils.running import crew
 from rebasin_utils.running.dag import Event, Noticed, Outcome, Report, Task, execute
 from rebasin_utils.running.progress import Progress
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Node
 from rebasin_utils.study.store import Store
 from rebasin_utils.study.study import Study
+from rebasin_utils.training import ranks
 from rebasin_utils.training.stacking import stackable
 
 
@@ -53,6 +55,9 @@ def run(
             the address of a running Dask scheduler, or None for this process. Remote workers need
             this package and the store's folder at its path.
 
+    Under `torchrun` all processes that it started train every run together (`crew`); the first
+    computes the studies, and the others return 0.
+
     Raises:
         InputError: when an argument is not allowed, or a net that is needed diverged.
         StoreError: when the store cannot be written any more.
@@ -63,7 +68,19 @@ def run(
         studies = [study for study in studies if study.unread(stages)]
         if not studies:
             return 0
-    where = _place(cluster, workers, studies)
+    if ranks.started():
+        crew.refuse_more_processes(workers, cluster)
+        work = partial(_run, studies, stages, None, quiet)
+        return crew.together(studies, work)
+    return _run(studies, stages, _place(cluster, workers, studies), quiet)
+
+
+def _run(
+    studies: Sequence[Study],
+    stages: Sequence[str] | None,
+    where: clusters.Local | clusters.Slurm | str | None,
+    quiet: bool,
+) -> int:
     lots = _lots(studies, stages)
     if not lots:
         return 0

@@ -20,7 +20,10 @@ from rebasin_utils.nets.data import Split
 from rebasin_utils.nets.masks import State
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.store import Key
+from rebasin_utils.symmetry.matching import Matching
 from rebasin_utils.symmetry.spec import PermutationSpec
+from rebasin_utils.training.evaluate import Metrics
+from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.recipes import Recipe
 from rebasin_utils.training.train import Job, Trained
 
@@ -76,6 +79,7 @@ class Reader(Protocol):
     def tensors(self, node: Node) -> dict[str, Tensor]: ...
     def state(self, node: Node, part: str = "final") -> State: ...
     def network(self, node: Node, part: str = "final") -> nn.Module: ...
+    def net_of(self, state: State) -> nn.Module: ...
     def split(self, name: str) -> Split: ...
 
 
@@ -83,12 +87,15 @@ class Context(Reader, Protocol):
     """What a stage may ask for while it computes."""
 
     device: torch.device
+    ranks: Ranks | None
 
     def fresh(self, seed: int) -> nn.Module: ...
     def byproducts(self, node: Node) -> list[Node]: ...
     def train(
         self, nodes: Sequence[Node], jobs: Sequence[Job], recipe: Recipe, until: int | None = None
     ) -> list[Trained]: ...
+    def evaluate(self, states: Sequence[State]) -> list[Metrics]: ...
+    def match(self, moving: State, reference: State, images: int | None) -> Matching: ...
 
 
 class Stage:

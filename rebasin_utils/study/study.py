@@ -26,15 +26,18 @@ from rebasin_utils.nets.data import Split
 from rebasin_utils.nets.devices import device_name, machine, reproducible, torch_device
 from rebasin_utils.nets.masks import State
 from rebasin_utils.nets.models import MODELS
-from rebasin_utils.study import columns
+from rebasin_utils.study import columns, together
 from rebasin_utils.study.plan import Plan
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.shelf import Shelf, package_shelf
 from rebasin_utils.study.stage import Made, Node, Scalar
 from rebasin_utils.study.store import Store
+from rebasin_utils.symmetry.matching import Matching
 from rebasin_utils.symmetry.spec import PermutationSpec
+from rebasin_utils.training.evaluate import Metrics
+from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.recipes import Recipe
-from rebasin_utils.training.train import Job, Trained, train_many
+from rebasin_utils.training.train import Job, Trained
 from rebasin_utils.versions import own_version
 
 Progress = Callable[[int], None]
@@ -42,6 +45,8 @@ Progress = Callable[[int], None]
 
 class Study:
     """Settings, a store, a device. To be opened, neither data nor store need be there.
+
+    ranks: the processes that compute it together; None: this one alone.
 
     Raises:
         InputError: when the device is not there, or a stage cannot do what the settings ask.
@@ -59,6 +64,7 @@ class Study:
         self.store = store if isinstance(store, Store) else Store(store)
         self.device = torch_device(device)
         self.plan = Plan(settings)
+        self.ranks: Ranks | None = None
         self._checked = False
         self._others: dict[Settings, Study] = {}
 
@@ -169,8 +175,12 @@ class Study:
 
     def network(self, node: Node, part: str = "final") -> nn.Module:
         """The same as a module on the study's device, in eval mode."""
+        return self.net_of(self.state(node, part))
+
+    def net_of(self, state: State) -> nn.Module:
+        """A state as a module on the study's device, in eval mode."""
         net = self.fresh(seed=0)
-        net.load_state_dict(self.state(node, part))
+        net.load_state_dict(state)
         return net.to(self.device).eval()
 
     def results(self) -> pd.DataFrame:
@@ -244,9 +254,14 @@ class Study:
         if node.settings == self.settings:
             return self
         if node.settings not in self._others:
-            other = Study(node.settings, self.store, str(self.device), self.shelf)
-            self._others[node.settings] = other
+            self._others[node.settings] = self.sibling(node.settings)
         return self._others[node.settings]
+
+    def sibling(self, settings: Settings) -> Study:
+        """A study with other settings, of the same store, computed by the same."""
+        other = Study(settings, self.store, str(self.device), self.shelf)
+        other.ranks = self.ranks
+        return other
 
     def compute(self, nodes: Sequence[Node], progress: Progress = lambda epochs: None) -> None:
         """Compute and store those of the nodes, all of one stage, that are missing.
@@ -327,18 +342,22 @@ class _Context:
     ) -> list[Trained]:
         """Train a job for every node; each keeps its progress in the store until it is done."""
         store = self._study.store
-        return train_many(
-            self._study.model,
-            [
-                replace(job, checkpoint=store.checkpoint(node.key))
-                for node, job in zip(nodes, jobs, strict=True)
-            ],
-            recipe,
-            self._study.split("train"),
-            augment=self._study.settings.data.augment,
-            until=until,
-            progress=self._progress,
-        )
+        kept = [
+            replace(job, checkpoint=store.checkpoint(node.key))
+            for node, job in zip(nodes, jobs, strict=True)
+        ]
+        return self._do("train", kept, recipe, until, progress=self._progress)
+
+    def evaluate(self, states: Sequence[State]) -> list[Metrics]:
+        """Accuracy and loss of nets on the test images."""
+        return self._do("evaluate", states, "test")
+
+    def match(self, moving: State, reference: State, images: int | None) -> Matching:
+        """π of the first net's units to the second's, on as many training images."""
+        return self._do("match", moving, reference, images)
+
+    def _do(self, deed: str, *arguments: Any, **mine: Any) -> Any:
+        return together.do(self._study, deed, *arguments, **mine)
 
 
 def _depth(node: Node) -> int:

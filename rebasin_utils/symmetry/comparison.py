@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rebasin_utils.symmetry.activations import streamed
@@ -20,13 +21,17 @@ from rebasin_utils.symmetry.spec import PermutationSpec
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The two nets, their spec, and by which statistic units are compared."""
+    """The two nets, their spec, and by which statistic units are compared.
+
+    group: of the ranks that see a part of the data each.
+    """
 
     spec: PermutationSpec
     moving: nn.Module
     reference: nn.Module
     objective: Objective
     std: Std
+    group: dist.ProcessGroup | None = None
 
     def compare(
         self,
@@ -62,6 +67,9 @@ class Pair:
                 moments[name].add(*pair, *samples)
             if gather and all(part.done for part in gather.values()):
                 break
+        if self.group is not None:
+            for name in looks:
+                moments[name].sum_over(self.group)
         seen = [name for name in looks if name in moments and not moments[name].empty]
         return {name: moments[name].similarity() for name in seen}
 

@@ -25,6 +25,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
@@ -111,24 +112,28 @@ def match_activations(
     objective: Objective = "correlation",
     std: Std = "pooled",
     until: float | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Matching:
     """Match `moving`'s units to `reference`'s on their activations on `batches`.
 
-    The arguments are those of `similarities`, and `until`: stop reading, group by group, as soon as
-    the permutation lacks no more than this share of the total similarity that the best one has over
-    all such data, by the bound that `enough` derives; None reads everything. Batches should be in
-    random order, and of some hundred samples: the bound is looked at whenever their number has
-    doubled, from 512 on, and which samples make a half, and where reading ends, depend on where
-    batches end. Units that cannot be told apart where their group is
-    looked at, such as dead ones, are told apart by their other activations on the first
-    `CLOSER_LOOK` samples, and then by their weights (`ties`). The result does not depend on the
-    number of threads.
+    The arguments are those of `similarities`; `group`, of ranks of torch.distributed that call
+    this with the same nets and a part of the data each, one batch at least: what they have seen is
+    summed, and all get the first one's permutation; and `until`: stop reading, group by group, as
+    soon as the permutation lacks no more than this share of the total similarity that the best one
+    has over all such data, by the bound that `enough` derives; None reads everything. Batches
+    should be in random order, and of some hundred samples: the bound is looked at whenever their
+    number has doubled, from 512 on, and which samples make a half, and where reading ends, depend
+    on where batches end. Units that cannot be told apart where their group is looked at, such as
+    dead ones, are told apart by their other activations on the first `CLOSER_LOOK` samples, and
+    then by their weights (`ties`). The result does not depend on the number of threads.
 
     Returns:
         A `Matching`; `permute(spec, matching.permutation, state_of_moving)` is near `reference`.
     """
     check(until)
-    pair = _pair(spec, moving, reference, objective, std)
+    if until is not None and group is not None:
+        raise InputError(f"until = {until:g}: ranks of a group must each see all of their data")
+    pair = replace(_pair(spec, moving, reference, objective, std), group=group)
     seen = _seen(pair, batches, until)
     assignments = seen.settled | _assignments(pair, seen)
     permutation = settled_by_weights(spec, moving, reference, assignments)
@@ -282,7 +287,12 @@ def _seen(pair: Pair, batches: Iterable[Batch], until: float | None = None) -> _
 def _assignments(pair: Pair, seen: _Seen) -> dict[str, Assignment]:
     """The groups of the last pass, as far as activations settle them."""
     found = {name: _assigned(seen.similarities[name][0], name) for name in seen.latest}
-    return settled_by_sights(pair, found, _permutation(seen.settled), seen.first, PRECISION)
+    settled = settled_by_sights(pair, found, _permutation(seen.settled), seen.first, PRECISION)
+    if pair.group is not None:  # others might round otherwise
+        box = [settled]
+        dist.broadcast_object_list(box, dist.get_global_rank(pair.group, 0), pair.group)
+        (settled,) = box
+    return settled
 
 
 def _permutation(assignments: Mapping[str, Assignment]) -> Permutation:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Objective = Literal["correlation", "covariance", "inner_product"]
@@ -64,6 +65,29 @@ class Moments:
         stds = [std.clone() for std in self._batch_stds]
         both._batch_stds = _added(stds, other._batch_stds)
         return both
+
+    def sum_over(self, group: dist.ProcessGroup) -> None:
+        """Add what the other ranks have seen; all end with the same moments.
+
+        Each took them about the mean of its own first batch: they are moved to the first rank's.
+        """
+        first = [shift.double() for shift in self._shifts]
+        source = dist.get_global_rank(group, 0)
+        for shift in first:
+            dist.broadcast(shift, source, group)
+        n, totals = self._samples, self._totals()
+        d_b, d_a = (s.double() - f for s, f in zip(self._shifts, first, strict=True))
+        sum_b, sum_a, square_b, square_a, products = totals
+        products += sum_b[:, :, None] * d_a + d_b.mT * sum_a[:, None] + n * (d_b.mT * d_a)
+        for total, square, d in ((sum_b, square_b, d_b[:, 0]), (sum_a, square_a, d_a[:, 0])):
+            square += 2 * d * total + n * d.square()
+            total += n * d
+        counts = torch.tensor([n, self._batches], device=products.device)
+        for tensor in (*totals, *self._batch_stds, counts):
+            dist.all_reduce(tensor, group=group)
+        self._samples, self._batches = counts.tolist()
+        self._shifts = [f.float() for f in first]
+        self._sums, self._latest, self._stretch = totals, [], 0
 
     @torch.no_grad()
     def add(self, reference: Tensor, moving: Tensor) -> None:

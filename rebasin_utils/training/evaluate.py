@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
+from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.stacking import Single, Stacked, stack_for
 
 
@@ -22,17 +23,27 @@ class Metrics(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module, states: Sequence[State], images: Split, batch_size: int = 1000
+    model: nn.Module,
+    states: Sequence[State],
+    images: Split,
+    batch_size: int = 1000,
+    ranks: Ranks | None = None,
 ) -> list[Metrics]:
-    """Accuracy and loss of every state on every sample of `images`, in eval mode."""
-    metrics = []
+    """Accuracy and loss of every state on every sample of `images`, in eval mode.
+
+    ranks: each takes a part of the samples; all get the same answers.
+    """
+    n, metrics = len(images), []
+    images = images if ranks is None else ranks.share(images)
     for answers in _answers(model, states, images, batch_size):
         correct = loss = torch.zeros((), device=images.device, dtype=torch.float64)
         for logits, y in answers:
             correct = correct + (logits.argmax(-1) == y).sum(-1)
             expected = y.expand(len(logits), -1)
             loss = loss + _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
-        shares = ((correct / len(images)).tolist(), (loss / len(images)).tolist())
+        if ranks is not None:
+            ranks.sum(correct, loss)
+        shares = ((correct / n).tolist(), (loss / n).tolist())
         metrics += [Metrics(a, b) for a, b in zip(*shares, strict=True)]
     return metrics
 

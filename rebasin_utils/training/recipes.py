@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 
@@ -16,7 +16,10 @@ class Recipe:
 
     schedule: "cosine" to zero; "steps", a tenth from the middle on and a hundredth from three
     quarters on (Oh et al. 2025); or "constant". The defaults are the paper's (protocol of Adnan et
-    al. 2025, Table 3).
+    al. 2025, Table 3). precision: "bf16" computes the forward pass by autocast; weights, gradients
+    and statistics are float32. batch_norm_groups: into how many parts every batch is split for
+    batch norm, each with statistics of its own and the first one's kept, as where so many GPUs
+    normalise their parts of a batch; 1 is the whole batch, however many train.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -25,17 +28,26 @@ class Recipe:
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 128
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    precision: Literal["float32", "bf16"] = "float32"
+    batch_norm_groups: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _groups_are_equal(self) -> Recipe:
+        if self.batch_size % self.batch_norm_groups:
+            raise ValueError(
+                f"batch_norm_groups = {self.batch_norm_groups}: must divide the batch of "
+                f"{self.batch_size} into equal parts"
+            )
+        return self
 
     def facts(self) -> dict[str, float | int | str]:
         """What a run depends on, by the fields' names: what keys hash.
 
-        A schedule that is the cosine is left out, so that keys from before there was another one
-        stay what they were.
+        What came later is left out where it is as it was before, so that keys stay what they were.
         """
-        facts = {f.name: getattr(self, f.name) for f in fields(Recipe)}
-        if self.schedule == "cosine":
-            del facts["schedule"]
-        return facts
+        later = ("schedule", "precision", "batch_norm_groups")
+        facts = {f.name: (getattr(self, f.name), f.default) for f in fields(Recipe)}
+        return {n: v for n, (v, default) in facts.items() if n not in later or v != default}
 
     @property
     def recipe(self) -> Recipe:

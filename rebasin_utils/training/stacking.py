@@ -98,14 +98,19 @@ def stack_for(
     """
     inputs = math.prod(images.shape)
     if not stackable(model):
-        few, _ = next(in_order(images.head(2), 2))
-        fast = runs_channels_last(model, lambda net: net.to(few.device)(few))
-        return (Single if fast else Contiguous), 1
+        return single_for(model, images), 1
     if not all(lines_up(model, inputs, batch) for batch in batches):
         return Stacked, 1
     of_a_run = bytes_of_a_run(model, inputs, max(batches))
     fit = memory_available(images.device) // 2 // of_a_run
     return Stacked, max(1, min(STACKED, fit))
+
+
+def single_for(model: nn.Module, images: Split) -> type[Single]:
+    """`Single`, for a network that cannot compute in channels-last memory `Contiguous`."""
+    few, _ = next(in_order(images.head(2), 2))
+    fast = runs_channels_last(model, lambda net: net.to(few.device)(few))
+    return Single if fast else Contiguous
 
 
 class Stacked:
@@ -237,12 +242,24 @@ class Stacked:
 
 
 class Single:
-    """One network, behind the face of `Stacked`."""
+    """One network, behind the face of `Stacked`.
+
+    groups: parts of a batch that batch norm sees apart; its running statistics are the first's.
+    precision: of the forward pass, "bf16" by autocast.
+    """
 
     runs = 1
     fast = True  # in channels-last memory
 
-    def __init__(self, model: nn.Module, states: Sequence[State], device: torch.device):
+    def __init__(
+        self,
+        model: nn.Module,
+        states: Sequence[State],
+        device: torch.device,
+        groups: int = 1,
+        precision: str = "float32",
+    ):
+        self.groups, self.precision = groups, precision
         module = copy.deepcopy(model)
         self.module = (channels_last(module) if self.fast else module).to(device)
         self.module.load_state_dict(states[0])
@@ -266,9 +283,27 @@ class Single:
             self.module.train()
         for parameter in self.trained:
             parameter.grad = None
-        loss = F.cross_entropy(self.module(x[0]), y[0])
-        loss.backward()
-        return loss.detach()[None]
+        if self.groups == 1:
+            return self._backward(x[0], y[0])[None]
+        parts = list(zip(x[0].chunk(self.groups), y[0].chunk(self.groups), strict=True))
+        losses = [self._backward(*parts[0], last=False)]
+        kept = [buffer.clone() for buffer in self.module.buffers()]
+        losses += [self._backward(*part, last=part is parts[-1]) for part in parts[1:]]
+        for buffer, first in zip(self.module.buffers(), kept, strict=True):
+            buffer.copy_(first)
+        return torch.stack(losses).mean(0, keepdim=True)
+
+    def _backward(self, x: Tensor, y: Tensor, last: bool = True) -> Tensor:
+        """The loss of one group; its share of the gradient is added to what is there."""
+        bf16 = self.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            logits = self._forward(x)
+        loss = F.cross_entropy(logits.float() if bf16 else logits, y)
+        (loss if self.groups == 1 else loss / self.groups).backward()
+        return loss.detach()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
 
     def states(self) -> list[State]:
         return of_each_run({n: t[None] for n, t in self.module.state_dict().items()})

@@ -19,7 +19,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +35,10 @@ from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.training.chains import chain
 from rebasin_utils.training.graphs import Graphed, choose
 from rebasin_utils.training.norms import Interpolated, inits
+from rebasin_utils.training.parallel import Parallel
+from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.recipes import Recipe
-from rebasin_utils.training.stacking import Single, Stacked, of_each_run, stack_for
+from rebasin_utils.training.stacking import Single, Stacked, of_each_run, single_for, stack_for
 
 #: Runs that one worker is dealt at a time.
 TOGETHER = 12
@@ -83,6 +86,7 @@ def train_many(
     until: int | None = None,
     progress: Callable[[int], None] = lambda epochs: None,
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks | None = None,
 ) -> list[Trained]:
     """Train every job; equal, to rounding, to training each alone.
 
@@ -93,24 +97,33 @@ def train_many(
         until: stop after this epoch of the recipe; None trains to its end.
         progress: called with the number of run-epochs finished since the last call.
         checkpoint_seconds: least time between two checkpoints of a run that has a file for them.
+        ranks: that train together; each calls this, and has a part of every batch. Files are the
+            first one's matter, and so is the progress; what it has at the end, all return.
 
     Returns:
         One `Trained` per job, in order.
 
     Raises:
         InputError: when norm layers shall be interpolated and there are none, when batches of one
-            sample come to a batch norm of single units, or when the split has less than one batch.
+            sample come to a batch norm of single units, when the split has less than one batch, or
+            when the ranks cannot divide a batch.
     """
     _check(model, jobs, recipe)
-    batches = training_batches(images, recipe.batch_size, augment)
-    kind, together = _way(model, jobs, batches)
+    alone = ranks is None or ranks.leads
+    begun = [_Progress.of(job) for job in jobs] if alone else []
+    if ranks is not None:
+        begun = ranks.told(begun)
+        jobs = [job if ranks.leads else replace(job, checkpoint=None) for job in jobs]
+    part = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    batches = training_batches(images, recipe.batch_size, augment, part)
+    kind, together = _way(model, jobs, batches, recipe, ranks)
     results: list[Trained | None] = [None] * len(jobs)
-    for chosen, begun in _groups(jobs, together):
-        net = kind(model, [b.state for b in begun], images.device)
-        group = _Group(model, net, [jobs[i] for i in chosen], begun, recipe, batches)
+    for chosen, theirs in _groups(begun, together):
+        net = kind(model, [b.state for b in theirs], images.device)
+        group = _Group(model, net, [jobs[i] for i in chosen], theirs, recipe, batches)
         for i, trained in zip(chosen, group.run(until, progress, checkpoint_seconds), strict=True):
             results[i] = trained
-    return results
+    return results if ranks is None else ranks.told(results)
 
 
 def train(model: nn.Module, job: Job, recipe: Recipe, images: Split, **options) -> Trained:
@@ -131,9 +144,18 @@ def _check(model: nn.Module, jobs: Sequence[Job], recipe: Recipe) -> None:
 
 
 def _way(
-    model: nn.Module, jobs: Sequence[Job], batches: Batches
-) -> tuple[type[Stacked] | type[Single] | type[Graphed], int]:
+    model: nn.Module,
+    jobs: Sequence[Job],
+    batches: Batches,
+    recipe: Recipe,
+    ranks: Ranks | None,
+) -> tuple[Callable[..., Stacked | Single | Graphed], int]:
     """What trains these runs, and how many of them as one."""
+    if ranks is not None:
+        return partial(Parallel, recipe=recipe, ranks=ranks), 1
+    if recipe.batch_norm_groups > 1 or recipe.precision != "float32":
+        how = {"groups": recipe.batch_norm_groups, "precision": recipe.precision}
+        return partial(single_for(model, batches.images), **how), 1
     kind, together = stack_for(model, batches.images, batches.batch_size)
     if kind is not Single or not jobs or batches.images.device.type != "cuda":
         return kind, together
@@ -199,9 +221,10 @@ class _Progress:
         replace_synced(path, save_tensors(tensors, metadata={"progress": json.dumps(meta)}))
 
 
-def _groups(jobs: Sequence[Job], together: int) -> Iterator[tuple[list[int], list[_Progress]]]:
+def _groups(
+    begun: Sequence[_Progress], together: int
+) -> Iterator[tuple[list[int], list[_Progress]]]:
     """Split the jobs into groups that stand at the same step, at most `together` each."""
-    begun = [_Progress.of(job) for job in jobs]
     for place in sorted({(b.epoch, b.step) for b in begun}):
         members = [i for i, b in enumerate(begun) if (b.epoch, b.step) == place]
         for start in range(0, len(members), together):

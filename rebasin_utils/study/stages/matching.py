@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +18,8 @@ from rebasin_utils.study.seeds import derive_seed
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Scalar, Stage
 from rebasin_utils.study.stages import dense
-from rebasin_utils.symmetry import matching
 from rebasin_utils.symmetry.permutation import Permutation
+from rebasin_utils.training.ranks import Ranks
 
 
 class Matching(Stage):
@@ -33,15 +34,8 @@ class Matching(Stage):
         for node in nodes:
             begin = time.monotonic()
             dense.refuse_diverged(run, node.parents)
-            moving, reference = (run.network(parent) for parent in node.parents)
-            matched = matching.match_activations(
-                run.spec,
-                moving,
-                reference,
-                batches(run, node.at.get("images")),
-                objective=run.settings.matching.objective,
-                std=run.settings.as_released.match_std,
-            )
+            moving, reference = (run.state(parent) for parent in node.parents)
+            matched = run.match(moving, reference, node.at.get("images"))
             record = {"metrics": matched.quality(), "seconds": time.monotonic() - begin}
             yield Made(node, record, matched.permutation)
 
@@ -106,10 +100,12 @@ def between(
     return MATCHING.node(settings, label, at, depends_on, nets)
 
 
-def batches(study: Reader, images: int | None = None) -> Iterator[Tensor]:
+def batches(
+    study: Reader, images: int | None = None, ranks: Ranks | None = None
+) -> Iterator[Tensor]:
     """The training images on which activations are matched: as they are, and in order.
 
-    images: the first so many, if not as many as the settings say.
+    images: the first so many, if not as many as the settings say. ranks: this one's part of them.
 
     As in the released code: an epoch of training batches of 128, shuffled and augmented, the last,
     incomplete one dropped.
@@ -120,7 +116,10 @@ def batches(study: Reader, images: int | None = None) -> Iterator[Tensor]:
         split = split.head(samples)
     if study.settings.as_released.match_augmented:
         made = training_batches(split, min(128, len(split)), study.settings.data.augment)
-        return (x[0] for x, _ in made.epoch([derive_seed("matching")], 0))
+        every = (x[0] for x, _ in made.epoch([derive_seed("matching")], 0))
+        return every if ranks is None else islice(every, ranks.rank, None, ranks.size)
+    if ranks is not None:
+        split = ranks.share(split)
     return (x for x, _ in in_order(split, 500))
 
 

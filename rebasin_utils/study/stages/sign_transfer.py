@@ -38,7 +38,6 @@ from rebasin_utils.study.stages.merged import with_statistics
 from rebasin_utils.study.stages.trained import made, tested
 from rebasin_utils.symmetry.permutation import Permutation, permute, random_permutation
 from rebasin_utils.training import norms, signs
-from rebasin_utils.training.evaluate import evaluate
 from rebasin_utils.training.train import TOGETHER, Job
 
 NORMS = {"signs+gamma": (".weight",), "signs+beta": (".bias",), "signs+norms": (".weight", ".bias")}
@@ -223,7 +222,7 @@ def _ticket(node: Node) -> Node:
 def _accuracies(run: Context, starts: Sequence[tuple[State, Mask, float]]) -> list[float]:
     """Accuracy before any training."""
     states = [with_statistics(run, state) for state, _, _ in starts]
-    return [measured.accuracy for measured in evaluate(run.model, states, run.split("test"))]
+    return [measured.accuracy for measured in run.evaluate(states)]
 
 
 def table(study: Reader) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rebasin_utils.nets import masks
 from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.study.stage import Context, Made, Node, Reader
-from rebasin_utils.training.evaluate import Metrics, evaluate
+from rebasin_utils.training.evaluate import Metrics
 from rebasin_utils.training.train import Trained
 
 #: The two nets of a pair.
@@ -21,7 +21,7 @@ ROLES = ("A", "B")
 
 def tested(run: Context, done: Sequence[Trained]) -> list[Metrics]:
     """Accuracy and loss of trained nets on the test images."""
-    return evaluate(run.model, [trained.state for trained in done], run.split("test"))
+    return run.evaluate([trained.state for trained in done])
 
 
 def made(

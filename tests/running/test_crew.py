@@ -1,0 +1,113 @@
+"""Ranks that `torchrun` has started compute a study together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from rebasin_utils.errors import InputError
+from rebasin_utils.running.runner import run
+from rebasin_utils.study import inventory, presets
+from rebasin_utils.study.settings import assignments
+from rebasin_utils.study.study import Study
+
+SCRIPT = Path(__file__).with_name("ranked_study.py")
+FEW = ('sparse.methods=["permuted"]', "closer_look={}", "paths.to_every_round=false")
+
+
+def torchrun(store: Path, life: str | float = "whole", *changes: str) -> subprocess.Popen:
+    """Two ranks that compute a study; one is killed after `life` seconds."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(SCRIPT), str(store), str(life), *FEW, *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe would fill up)
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    process.log = log
+    return process
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    code = process.wait(300)
+    process.log.seek(0)
+    return code, process.log.read()
+
+
+def bytes_of(store: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(store).as_posix(): file.read_bytes()
+        for file in store.rglob("*.safetensors")
+    }
+
+
+def study(store: Path) -> Study:
+    return Study(presets.preset("smoke")[0].with_values(seeds=1, **assignments(FEW)), store, "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The store of two ranks that nothing happened to."""
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    code, said = ended(torchrun(store))
+    assert code == 0, said
+    assert "rank 1: 0 made" in said
+    return store
+
+
+def test_two_ranks_make_the_study_of_one_process(whole, tmp_path):
+    alone = study(tmp_path / "alone")
+    run(alone, cluster=None, quiet=True)
+    ranked = study(whole)
+    assert ranked.missing() == []
+    for node in ranked.plan.all_nodes():
+        mine, theirs = (s.tensors(node) for s in (alone, ranked))
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            assert torch.allclose(tensor, theirs[name], atol=1e-5), (node, name)
+    tables = [s.results()["test_accuracy"] for s in (alone, ranked)]
+    assert (tables[0] - tables[1]).abs().max() < 0.002
+
+
+@pytest.mark.parametrize("life", [0.8, 1.501])  # of the first rank, of the second
+def test_a_run_of_which_a_rank_dies_ends_and_goes_on(whole, tmp_path, life):
+    store = tmp_path / "store"
+    code, said = ended(torchrun(store, life))
+    if code:  # else it was quicker
+        assert "RanksLost: " in said
+    code, said = ended(torchrun(store))
+    assert code == 0, said
+    assert bytes_of(store) == bytes_of(whole)
+    assert inventory.leftovers(study(store).store) == []
+
+
+def test_two_starts_on_one_store_share_the_work(whole, tmp_path):
+    both = [torchrun(tmp_path / "store") for _ in range(2)]
+    assert [ended(process)[0] for process in both] == [0, 0]
+    assert bytes_of(tmp_path / "store") == bytes_of(whole)
+
+
+def test_ranks_with_different_settings_are_refused(tmp_path):
+    code, said = ended(torchrun(tmp_path / "store", "whole", "differ"))
+    assert code
+    assert "InputError: rank 1 has other settings than rank 0: start all ranks alike" in said
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_batch_that_ranks_cannot_divide_is_refused(tmp_path):
+    code, said = ended(torchrun(tmp_path / "store", "whole", "imp.batch_size=51"))
+    assert code
+    assert "imp.batch_size = 51: must be a multiple of the 2 ranks" in said
+
+
+@pytest.mark.parametrize("how", [{"workers": 2}, {"cluster": "slurm.yaml"}])
+def test_ranks_and_other_processes_do_not_go_together(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "0")
+    ((name, value),) = how.items()
+    with pytest.raises(InputError, match=rf"{name} = {value!r}: .* torchrun, whose 8 processes"):
+        run(study(tmp_path), **how)
