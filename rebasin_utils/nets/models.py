@@ -7,7 +7,8 @@
   by batch norm, as in the code the paper's numbers come from, not the usual 1x1 or padding.
 * `VGG11`: without batch norm (the paper's) and with.
 
-* the networks of Oh et al. 2025 (`sign_nets`).
+* the networks of Oh et al. 2025 (`sign_nets`);
+* the bottleneck ResNets of ImageNet (`imagenet_nets`).
 
 Every model says in `not_prunable` which weights the paper leaves out of pruning. Nonlinearities are
 modules, so that each activation has a name.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
+from rebasin_utils.nets.imagenet_nets import IMAGENET_NETS
 from rebasin_utils.nets.sign_nets import SIGN_NETS
 
 
@@ -225,6 +227,7 @@ MODELS = {
     "mlp_bn": mlp_bn,
     "mlp_ln": mlp_ln,
     **SIGN_NETS,
+    **IMAGENET_NETS,
 }
 
 

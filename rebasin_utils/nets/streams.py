@@ -132,7 +132,8 @@ def _random_part(
     """A random part of the original, resized to (height, width), and whether to flip it."""
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(state >> 1))
+        # `torch.manual_seed` also asks after GPUs, which takes longer than decoding.
+        torch.default_generator.manual_seed(int(state >> 1))
         part = RandomResizedCrop.get_params(image, _SCALE, _RATIO)
         flip = bool(torch.rand(()) < 0.5)
     return transforms.resized_crop(image, *part, list(size)), flip

@@ -34,6 +34,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from rebasin_utils.errors import InputError, Interrupted, RunError
@@ -101,13 +102,24 @@ class Slurm(_Description):
     cores: int = Field(1, ge=1, le=1024, description="of a job")
     memory: Memory = Field(description="of a job")
     walltime: Walltime = Field(description="of a job; runs go on in the next one")
-    gpus: int = Field(0, ge=0, le=1, description="of a job; ask for more jobs to have more GPUs")
+    gpus: int = Field(
+        0, ge=0, le=64, description="of a job; several train every run together, a rank each"
+    )
     device: Word = Field("auto", description="what the workers compute on: auto, cpu, cuda")
     partition: Word | None = None
     account: Word | None = None
     interface: Word | None = Field(None, description="network interface, as in ib0")
     directives: tuple[Line, ...] = Field((), description="more #SBATCH lines")
     prologue: tuple[Line, ...] = Field((), description="shell lines before the worker starts")
+
+    @model_validator(mode="after")
+    def _several_gpus_are_one_workers(self) -> Slurm:
+        if self.gpus > 1 and self.workers > 1:
+            raise ValueError(
+                f"workers = {self.workers}: must be 1 where a job has several GPUs, whose ranks it "
+                "starts"
+            )
+        return self
 
 
 _DESCRIPTION = TypeAdapter(Annotated[Local | Slurm, Field(discriminator="kind")])

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets.devices import cores
 from rebasin_utils.running import cluster as clusters
-from rebasin_utils.running import crew
+from rebasin_utils.running import crew, ranked
 from rebasin_utils.running.dag import Event, Noticed, Outcome, Report, Task, execute
 from rebasin_utils.running.progress import Progress
 from rebasin_utils.study.settings import Settings
@@ -100,7 +100,8 @@ def _run(
         if client is not None and not quiet:
             tqdm.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
-        tasks = [lot.task(here, device) for lot in lots]
+        count = where.gpus if isinstance(where, clusters.Slurm) else 1
+        tasks = [lot.task(here, device, count) for lot in lots]
         patience = 120 if isinstance(where, clusters.Local) else math.inf
         outcomes = execute(tasks, client, _Display(lots, bar), patience)
     _complain(lots, outcomes)
@@ -162,8 +163,8 @@ class _Lot:
     def runs(self) -> int:
         return sum(node.epochs > 0 for node in self.nodes)
 
-    def task(self, here: bool, device: str | None) -> Task:
-        """What computes it, in this process or in another."""
+    def task(self, here: bool, device: str | None, ranks: int) -> Task:
+        """What computes it, in this process or in another, which may start several ranks."""
         study = self.study
         if here:
             compute = partial(_compute, study, self.nodes)
@@ -171,6 +172,9 @@ class _Lot:
         settings = study.settings.model_dump_json()
         digests = tuple(node.key.digest for node in self.nodes)
         where = (settings, study.store.root, device or study.device.type)  # its GPU is the first
+        if ranks > 1:
+            arguments = (*where, digests, ranks)
+            return Task(self.name, _compute_by_ranks, arguments, self.after, self.epochs)
         return Task(self.name, _compute_there, (*where, digests), self.after, self.epochs)
 
 
@@ -247,6 +251,13 @@ def _compute_there(
     """In a worker: the same, from names."""
     study, nodes = _known(settings, root, device)
     _compute(study, [nodes[digest] for digest in digests], report)
+
+
+def _compute_by_ranks(
+    settings: str, root: Path, device: str, digests: Sequence[str], count: int, report: Report
+) -> None:
+    """In a worker with several GPUs: the same by as many ranks; they report nothing on the way."""
+    ranked.compute(settings, root, device, digests, count)
 
 
 @cache

@@ -11,8 +11,8 @@ COLUMNS = {
     "preset": "str", "dataset": "str", "model": "str", "width": "int64", "method": "str",
     "net": "str", "sparsity": "float64", "prunable_sparsity": "float64",
     "global_sparsity": "float64", "rewind_epoch": "Int64", "seed": "int64", "epochs": "int64",
-    "test_accuracy": "float64", "test_loss": "float64", "diverged": "bool", "seconds": "float64",
-    "device": "str", "shipped": "bool", "artifact": "str",
+    "test_accuracy": "float64", "test_loss": "float64", "test_top5": "float64", "diverged": "bool",
+    "seconds": "float64", "device": "str", "shipped": "bool", "artifact": "str",
 }  # fmt: skip
 
 

@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rebasin_utils.errors import InputError
+from rebasin_utils.study.imagenet_presets import (
+    PAPER_IMAGENET,
+    PAPER_IMAGENET_AS_RELEASED,
+    POCKET_IMAGENET,
+)
 from rebasin_utils.study.paper_presets import COMPARED, PAPER, PUBLISHED, TENTHS
 from rebasin_utils.study.parts import Dense, Imp
 from rebasin_utils.study.settings import Settings, dotted
@@ -252,11 +257,13 @@ PRESETS: dict[str, tuple[Settings, ...]] = {
         *_POCKET_SIGNS,
         *_POCKET_REUSE,
     ),
+    "pocket-imagenet": (POCKET_IMAGENET,),
     "evening": _EVENING,
     "workstation": (_workstation(1), _workstation(4)),
     "paper": PAPER,
     **{s.name: (s,) for s in _EVENING},
     **PUBLISHED,
+    **{s.name: (s,) for s in (*PAPER_IMAGENET, *PAPER_IMAGENET_AS_RELEASED)},
 }
 
 #: What each preset is for, in a line.
@@ -266,6 +273,7 @@ PURPOSE = {
     "smoke-signs": "the same for signed masks",
     "smoke-reuse": "the same for a mask on other data",
     "pocket": "real evidence on a laptop, minutes: the default everywhere",
+    "pocket-imagenet": "what ImageNet asks for in miniature, a minute: JPEGs, bottlenecks",
     "evening": "residual nets on CIFAR-10 without a GPU, hours: its results ship",
     "workstation": "one GPU, about half an hour: full Fashion-MNIST, ResNet20",
     "paper": "every published CIFAR table of sparse runs: GPU-days, a cluster",
@@ -276,6 +284,8 @@ PURPOSE = {
     "paper-figure4b": "the plane of Figure 4b",
     "sign-paper-cifar100": "the second paper's nets and rounds on CIFAR-100: GPU-weeks",
     "sign-paper-tiny-imagenet": "the same on Tiny-ImageNet",
+    "paper-resnet50-w1-imagenet": "ResNet50 on ImageNet, Table 10: several GPUs, torchrun",
+    "paper-resnet50-w2-imagenet": "the same twice as wide, four times within the bottlenecks",
     "paper-svhn": "the mask on other data, CIFAR-10 to SVHN: the rebuttal's table",
 }
 

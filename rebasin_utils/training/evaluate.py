@@ -16,10 +16,14 @@ from rebasin_utils.training.stacking import Single, Stacked, stack_for
 
 
 class Metrics(NamedTuple):
-    """Over all samples of a split: accuracy as a share in [0, 1], mean cross-entropy in nats."""
+    """Over all samples of a split: shares in [0, 1], and mean cross-entropy in nats.
+
+    top5: the share of samples whose class is among the five that have the largest logits.
+    """
 
     accuracy: float
     loss: float
+    top5: float
 
 
 def evaluate(
@@ -36,15 +40,17 @@ def evaluate(
     n, metrics = len(images), []
     images = images if ranks is None else ranks.share(images)
     for answers in _answers(model, states, images, batch_size):
-        correct = loss = torch.zeros((), device=images.device, dtype=torch.float64)
+        correct = among = loss = torch.zeros((), device=images.device, dtype=torch.float64)
         for logits, y in answers:
             correct = correct + (logits.argmax(-1) == y).sum(-1)
+            five = logits.topk(min(5, logits.shape[-1])).indices
+            among = among + (five == y[:, None]).any(-1).sum(-1)
             expected = y.expand(len(logits), -1)
             loss = loss + _cross_entropy(logits, expected, reduction="sum").to(torch.float64)
         if ranks is not None:
-            ranks.sum(correct, loss)
-        shares = ((correct / n).tolist(), (loss / n).tolist())
-        metrics += [Metrics(a, b) for a, b in zip(*shares, strict=True)]
+            ranks.sum(correct, loss, among)
+        means = ((total / n).tolist() for total in (correct, loss, among))
+        metrics += [Metrics(*measured) for measured in zip(*means, strict=True)]
     return metrics
 
 

@@ -15,7 +15,9 @@ class Recipe:
     """SGD with momentum and weight decay on every parameter, its rate stepped per epoch.
 
     schedule: "cosine" to zero; "steps", a tenth from the middle on and a hundredth from three
-    quarters on (Oh et al. 2025); or "constant". The defaults are the paper's (protocol of Adnan et
+    quarters on (Oh et al. 2025); "imagenet", a rise over five epochs, then a tenth from the 31st on
+    and a hundredth from the 62nd on, however long the training is (as the released code has it); or
+    "constant". The defaults are the paper's (protocol of Adnan et
     al. 2025, Table 3). precision: "bf16" computes the forward pass by autocast; weights, gradients
     and statistics are float32. batch_norm_groups: into how many parts every batch is split for
     batch norm, each with statistics of its own and the first one's kept, as where so many GPUs
@@ -27,7 +29,7 @@ class Recipe:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 128
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    schedule: Literal["cosine", "steps", "imagenet", "constant"] = "cosine"
     precision: Literal["float32", "bf16"] = "float32"
     batch_norm_groups: Annotated[int, Field(ge=1)] = 1
 
@@ -58,6 +60,9 @@ class Recipe:
         """Learning rate of the 0-based `epoch`, relative to `lr`."""
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "imagenet":
+            number = epoch + 1
+            return 0.975 * number / 5 if number <= 5 else 0.1 ** (number // 31)
         if self.schedule == "steps":
             return 0.1 ** sum(epoch >= share * self.epochs for share in (0.5, 0.75))
         return 0.5 * (1 + math.cos(math.pi * epoch / max(self.epochs, 1)))

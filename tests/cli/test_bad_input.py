@@ -144,7 +144,7 @@ CLUSTERS = [
     (SLURM.replace("01:00:00", "one hour"), "walltime = 'one hour': must be hours:minutes:seconds"),
     (SLURM.replace("01:00:00", "00:00:10"), "walltime = '00:00:10': must be at least a minute"),
     (SLURM + "interface: moon", "cluster: 'moon' is not a valid network interface"),
-    (SLURM + "gpus: 8", "gpus = 8: must be less than or equal to 1"),
+    (SLURM + "gpus: 65", "gpus = 65: must be less than or equal to 64"),
     (SLURM + "gpu: 1", "gpu = 1: no such field; there are"),
     (SLURM + "partition: 'a; rm -rf ~'", "partition = 'a; rm -rf ~': String should match"),
     (SLURM + 'directives: ["-x\\nrm -rf ~"]', "directives.0 = '-x\\nrm -rf ~': must be a single"),

@@ -24,6 +24,16 @@ def test_a_description_is_read_from_yaml(tmp_path: Path):
     assert cluster._seconds(where.walltime) == 26 * 3600
 
 
+def test_several_gpus_of_a_job_are_one_workers(tmp_path: Path):
+    file = tmp_path / "slurm.yaml"
+    content = "kind: slurm\njobs: 1\nmemory: 8GiB\nwalltime: '01:00:00'\ngpus: 8\n"
+    file.write_text(content)
+    assert cluster.find(file).gpus == 8
+    file.write_text(content + "workers: 2\n")
+    with pytest.raises(InputError, match=r"workers = 2: must be 1 where a job has several GPUs"):
+        cluster.find(file)
+
+
 def test_a_job_asks_slurm_for_what_the_description_says(tmp_path: Path):
     where = cluster.Slurm(
         kind="slurm", jobs=2, workers=2, cores=4, memory="8GB", walltime="10:00:00", gpus=1,

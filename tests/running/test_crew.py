@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rebasin_utils.errors import InputError
+from rebasin_utils.running import ranked
 from rebasin_utils.running.runner import run
 from rebasin_utils.study import inventory, presets
 from rebasin_utils.study.settings import assignments
@@ -111,3 +112,15 @@ def test_ranks_and_other_processes_do_not_go_together(how, tmp_path, monkeypatch
     ((name, value),) = how.items()
     with pytest.raises(InputError, match=rf"{name} = {value!r}: .* torchrun, whose 8 processes"):
         run(study(tmp_path), **how)
+
+
+def test_a_worker_with_several_gpus_has_ranks_compute_its_lot(whole, tmp_path):
+    asked = study(tmp_path / "store")
+    digests = [node.key.digest for node in asked.plan.nodes("dense")]
+    ranked.compute(asked.settings.model_dump_json(), asked.store.root, "cpu", digests, 2)
+    made = bytes_of(tmp_path / "store")
+    assert sum(name.startswith("dense/") for name in made) == 2
+    assert made.items() <= bytes_of(whole).items()
+    settings = asked.settings.with_values(**{"dense.batch_size": 51}).model_dump_json()
+    with pytest.raises(InputError, match=r"dense.batch_size = 51: must be a multiple of the 2"):
+        ranked.compute(settings, tmp_path / "store", "cpu", digests, 2)

@@ -12,8 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import slurm_node
+import torch
 from command import options_for, rebasin
 
+from rebasin_utils.running.runner import run
+from rebasin_utils.study import presets
 from rebasin_utils.study.study import Study
 
 DESCRIPTION = """
@@ -85,3 +88,16 @@ def test_the_study_runs_on_slurm_and_outlives_a_cancelled_job(slurm, finished, t
     assert cancelled
     log = (slurm.parent / "slurmctld.log").read_text()
     print(*re.findall(r".*JobId=.*", log), done.stdout, sep="\n")  # shown by pytest -s
+
+
+def test_a_job_with_several_gpus_is_that_many_ranks(slurm, tmp_path: Path):
+    description = tmp_path / "slurm.yaml"
+    description.write_text(DESCRIPTION.replace("gpus: 1", "gpus: 2").replace("1500MB", "3000MB"))
+    settings = presets.preset("smoke")[0].with_values(seeds=1, **{"model.name": "mlp_bn"})
+    ranked, alone = (Study(settings, tmp_path / name, "cpu") for name in ("ranked", "alone"))
+    run(ranked, stages=["dense"], cluster=description, quiet=True)
+    run(alone, stages=["dense"], cluster=None, quiet=True)
+    for node in alone.nodes("dense"):
+        mine, theirs = (study.tensors(node) for study in (alone, ranked))
+        assert all(torch.allclose(t, theirs[name], atol=1e-3) for name, t in mine.items())
+        assert any(not torch.equal(t, theirs[name]) for name, t in mine.items())  # two halves

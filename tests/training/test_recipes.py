@@ -56,7 +56,7 @@ def test_a_constant_learning_rate_stays_what_it_is():
 
 
 def test_another_schedule_is_refused():
-    with pytest.raises(ValidationError, match="'cosine', 'steps' or 'constant'"):
+    with pytest.raises(ValidationError, match="'cosine', 'steps', 'imagenet' or 'constant'"):
         Recipe(5, 0.1, schedule="linear")
 
 

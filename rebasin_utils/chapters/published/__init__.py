@@ -22,6 +22,9 @@ GRIDS = {
     ("vgg11", 1, "cifar10"): "ws_table5_vgg11_w1_cifar10",
 }
 
+#: The same of ImageNet: single runs, of top-1 and top-5.
+SINGLE_RUNS = {("resnet50", 1, "imagenet"): "icml_table10_resnet50_w1_imagenet"}
+
 #: What is quoted beside a net that the paper has no table of.
 _ELSE = ("resnet20", 1, "cifar10")
 
@@ -51,9 +54,15 @@ def table(name: str) -> pd.DataFrame:
         return pd.read_csv(text)
 
 
-def grid(model: str, width: int, dataset: str) -> Grid:
-    """The published sparse runs of that net on that data set, or else of ResNet20×1 on CIFAR-10."""
-    rows = table(GRIDS.get((model, width, dataset), GRIDS[_ELSE]))
+def grid(model: str, width: int, dataset: str, metric: str = "top1") -> Grid:
+    """The published sparse runs of that net on that data set, or else of ResNet20×1 on CIFAR-10.
+
+    metric: "top5" is published of ImageNet only.
+    """
+    names = {**GRIDS, **SINGLE_RUNS}
+    rows = table(names.get((model, width, dataset), names[_ELSE]))
+    if "metric" in rows:
+        rows = rows[rows["metric"] == metric]
     first = rows.iloc[0]
     means = rows.pivot_table("mean", ["sparsity", "rewind_epoch"], "method")
     means.columns = means.columns.str.lower()

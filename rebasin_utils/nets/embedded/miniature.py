@@ -30,7 +30,7 @@ _CLASSES = (
 )
 
 #: Images of a class.
-TRAIN, TEST = 100, 50
+TRAIN, TEST = 80, 40
 
 
 def ensure(folder: Path) -> None:

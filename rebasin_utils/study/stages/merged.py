@@ -15,6 +15,9 @@ from rebasin_utils.nets.masks import State
 from rebasin_utils.study.stage import Context, Reader
 from rebasin_utils.training.evaluate import Metrics
 
+#: Of the metrics, those that are measured along paths.
+_MEASURED = ("accuracy", "loss")
+
 
 def corrections(model: nn.Module) -> tuple[Correction, ...]:
     """The corrections of a merged net that are defined for this architecture."""
@@ -54,9 +57,10 @@ def with_statistics(run: Reader, state: State) -> State:
 
 
 def finite(points: Sequence[Metrics]) -> list[dict[str, float | None]]:
-    """As dicts for JSON, which knows no infinity."""
+    """Accuracies and losses as dicts for JSON, which knows no infinity."""
     return [
-        {k: v if math.isfinite(v) else None for k, v in point._asdict().items()} for point in points
+        {name: v if math.isfinite(v := getattr(point, name)) else None for name in _MEASURED}
+        for point in points
     ]
 
 

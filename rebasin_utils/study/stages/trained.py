@@ -31,6 +31,7 @@ def made(
     metrics = {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss if math.isfinite(test.loss) else None,
+        "test_top5": test.top5,
         "diverged": trained.diverged,
         "prunable_sparsity": masks.sparsity(mask) if mask else 0.0,
         "global_sparsity": masks.global_sparsity(mask, run.model) if mask else 0.0,
