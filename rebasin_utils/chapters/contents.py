@@ -1,6 +1,7 @@
 """The chapters, in the order of the argument."""
 
 from rebasin_utils.chapters.alignment_cost import ALIGNMENT_COST
+from rebasin_utils.chapters.at_scale import AT_SCALE
 from rebasin_utils.chapters.basins import BASINS
 from rebasin_utils.chapters.modes import MODES
 from rebasin_utils.chapters.other_data import OTHER_DATA
@@ -23,6 +24,7 @@ CHAPTERS = [
     MODES,
     ALIGNMENT_COST,
     PAPER_TABLES,
+    AT_SCALE,
     WINNING_SIGN,
     SIGN_OR_PERMUTATION,
     OTHER_DATA,

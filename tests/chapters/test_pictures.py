@@ -297,8 +297,9 @@ def test_a_chapter_shows_the_studies_that_have_what_it_shows(tmp_path):
     assert chapters()["05-width"].studies([grid, wide, narrow]) == [narrow, wide]
 
 
-#: But of notebooks 01 and 09, whose chapters need no study.
-OF_STUDIES = [n for n in plugins.chapters() if n not in ("01-toy-landscape", "09-paper-tables")]
+#: But of notebooks whose chapters need no study.
+OF_NONE = ("01-toy-landscape", "09-paper-tables", "10-at-scale")
+OF_STUDIES = [n for n in plugins.chapters() if n not in OF_NONE]
 
 
 @pytest.mark.parametrize("name", [n for n in OF_STUDIES if n != "05-width"])

@@ -115,6 +115,7 @@ def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
     values = {"store": str(tmp_path / "store"), "sparsity": 0.8}
     others = {
         "05": {"preset": "smoke-widths", "sparsity": 0.5, "rewind_epoch": 1},
+        "10": {"changes": "seeds=1 dense.epochs=3 imp.epochs=0 sparse.epochs=1"},
         "11": {"preset": "smoke-signs"},
         "12": {"preset": "smoke-signs"},
         "13": {"preset": "smoke-reuse"},

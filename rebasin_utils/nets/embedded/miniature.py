@@ -30,7 +30,7 @@ _CLASSES = (
 )
 
 #: Images of a class.
-TRAIN, TEST = 80, 40
+TRAIN, TEST = 60, 30
 
 
 def ensure(folder: Path) -> None:
