@@ -209,7 +209,7 @@ def test_the_gallery_holds_every_figure_with_its_picture_its_page_and_its_data(s
         "paths", "variances", "segments", "accuracy", "gain", "learning", "trajectory", "overlaps",
         "ensembles", "modes", "early-matching", "few-images", "plane", "plane-surface",
     )} | {f"toy-{n}" for n in ("landscape", "rewinds", "widths")} | {
-        f"published-{n}" for n in ("gains", "gaps-by-width")
+        f"published-{n}" for n in ("gains", "gaps-by-width", "imagenet")
     }  # fmt: skip
     for name in names:
         assert {p.suffix for p in tmp_path.glob(f"{name}.*")} == {".png", ".html", ".csv"}
