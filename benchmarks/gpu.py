@@ -78,7 +78,7 @@ def compared(settings: Settings, root: Path) -> dict[str, object]:
 
 
 def at_scale(device: torch.device, steps: int, batch: int, side: int) -> str:
-    """ResNet50 stepped on streamed images of `side` pixels, in float32 and bf16; ranks over NCCL."""
+    """ResNet50 stepped on streamed images, in float32 and bf16; ranks over NCCL."""
     data.load("imagenet-miniature", "train")  # writes it where it is not there
     folder = data.data_root() / data.SOURCES["imagenet-miniature"].folder
     reading = data.Reading(side=side, crop="resized")

@@ -62,8 +62,9 @@ def paths(table: pd.DataFrame, quantity: str = "accuracy", repaired: bool = Fals
 def of_paths(study: Study) -> pd.DataFrame:
     """The claims about the point halfway between A and B.
 
-    The paper's column is ResNet20 on CIFAR-10 as in Jordan et al. 2023, whose matching the paper
-    uses: of the study's width where that was published, else ×1, as it says.
+    The paper's column is ResNet20 on CIFAR-10: accuracies are those of the repository of Jordan et
+    al. 2023, whose matching the paper uses, the barrier is the paper's own. Of the study's width
+    where that was published, else ×1, as it says.
     """
     s = study.settings
     repair = published.table("ref_repair_resnet20_bn_midpoint")
@@ -77,11 +78,15 @@ def of_paths(study: Study) -> pd.DataFrame:
     plain = reported["permuted_midpoint_no_bn_reset"]
     reset = reported["permuted_midpoint_bn_reset"]
     net = f"ResNet20×{width}: "
+    theirs = f"Jordan et al., {net}"
     claims = (
-        ("matching raises the accuracy halfway", "unmatched", "matched", f"{net}to {plain:.1f} %"),
+        (
+            "matching raises the accuracy halfway",
+            "unmatched", "matched", f"{theirs}to {plain:.1f} %",
+        ),
         (
             "recomputing batch norm's statistics raises it further",
-            "matched", "matched_bn_reset", f"{net}{plain:.1f} → {reset:.1f} %",
+            "matched", "matched_bn_reset", f"{theirs}{plain:.1f} → {reset:.1f} %",
         ),
         (
             "batch norm recomputed, matching still raises it",
@@ -105,12 +110,12 @@ def of_paths(study: Study) -> pd.DataFrame:
     barriers = connectivity.barriers(study)
     loss = barriers[barriers["split"] == "test"].pivot(index="seed", columns="path", values="loss")
     curve = digitised[digitised["width"] == width]
-    theirs = barrier(list(curve["test_loss"]), list(curve["alpha"]))
+    published_barrier = barrier(list(curve["test_loss"]), list(curve["alpha"]))
     means = f"{loss['unmatched'].mean():.2f} → {loss['matched'].mean():.2f} nats"
     rows.append(
         row(
             "matching lowers the barrier of the loss",
-            f"{net}to {theirs:.2f} nats, batch norm reset",
+            f"{net}to {published_barrier:.2f} nats, batch norm reset",
             f"unmatched − matched, nats{on_images(study)}: ",
             {means: loss["unmatched"] - loss["matched"]},
         )

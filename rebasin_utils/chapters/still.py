@@ -24,7 +24,7 @@ _MARKERS = {
     "diamond": "D",
     "square": "s",
     "triangle-up": "^",
-    "x": "X",
+    "triangle-down": "v",
     "star": "*",
     "cross": "P",
 }

@@ -33,7 +33,7 @@ SYMBOLS = {
     "permuted": "diamond",
     "naive": "square",
     "random_permutation": "triangle-up",
-    "random_mask": "x",
+    "random_mask": "triangle-down",
 }
 #: What a reader sees in place of the name in the table.
 METHOD_NAMES = {
