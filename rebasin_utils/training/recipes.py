@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 
@@ -33,14 +33,13 @@ class Recipe:
     precision: Literal["float32", "bf16"] = "float32"
     batch_norm_groups: Annotated[int, Field(ge=1)] = 1
 
-    @model_validator(mode="after")
-    def _groups_are_equal(self) -> Recipe:
-        if self.batch_size % self.batch_norm_groups:
-            raise ValueError(
-                f"batch_norm_groups = {self.batch_norm_groups}: must divide the batch of "
-                f"{self.batch_size} into equal parts"
-            )
-        return self
+    @field_validator("batch_norm_groups")
+    @classmethod
+    def _groups_are_equal(cls, groups: int, info: ValidationInfo) -> int:
+        size = info.data.get("batch_size", groups)
+        if size % groups:
+            raise ValueError(f"must divide the batch of {size} into equal parts")
+        return groups
 
     def facts(self) -> dict[str, float | int | str]:
         """What a run depends on, by the fields' names: what keys hash.
