@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -41,6 +42,9 @@ from rebasin_utils.running.notebooks import QUIET_KERNEL, Notebook, check_parame
 from rebasin_utils.study import plugins
 from rebasin_utils.study.stage import Node
 from rebasin_utils.study.store import Store
+
+#: Parameters that say where something is computed and kept, and not what.
+_WHERE = ("store", "device")
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,24 @@ def executions(
         for point in product(*axes):
             mine = {n: v for n, v in values.items() if n in notebook.parameters} | dict(point)
             check_parameters(notebook, mine)
-            name = notebook.name
-            if grid:
-                text = json.dumps(mine, sort_keys=True)
-                name += "-" + hashlib.sha256(text.encode()).hexdigest()[:8]
+            name = _name(notebook, mine)
             found[name] = Execution(notebook, mine, name)
     return list(found.values())
+
+
+def _name(notebook: Notebook, values: Mapping[str, Any]) -> str:
+    """The notebook's, and what is set otherwise than there, as in 04-…-sparsity0.97.
+
+    So that another preset's page does not take its place. Where values do not fit into a file's
+    name as they are, a digest tells them apart.
+    """
+    there = notebook.parameters
+    given = {n: v for n, v in values.items() if n not in _WHERE and v != there[n]}
+    said = "".join(f"-{name}{value}" for name, value in sorted(given.items()))
+    name = re.sub(r"[^\w.,+-]+", "_", said)
+    if name != said or len(name) > 80:
+        name = f"{name[:72]}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
+    return notebook.name + name
 
 
 def run_batch(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -55,8 +57,21 @@ def test_a_grid_is_every_combination_of_its_values(notebook):
         {"width": w, "fail_at": f} for w in (1, 3) for f in (0, 7)
     ]
     assert len({e.name for e in chosen}) == 4
-    (alone,) = batch.executions([notebook], {"width": 5})
-    assert alone.name == "77-small"
+
+
+def test_a_page_is_called_by_what_is_set_otherwise_than_in_the_notebook(notebook):
+    def names(values, grid=None):
+        return [e.name for e in batch.executions([notebook], values, grid)]
+
+    own = notebook.parameters["width"]
+    assert names({"width": own}) == ["77-small"]
+    assert names({}, {"width": [own, 5], "fail_at": [7]}) == [
+        "77-small-fail_at7", "77-small-fail_at7-width5",
+    ]  # fmt: skip
+    wild = dataclasses.replace(notebook, parameters={"changes": "", "store": ""})
+    called = {batch._name(wild, {"changes": c, "store": "/x"}) for c in ("a b", "a/b", "a" * 200)}
+    assert len(called) == 3
+    assert all(len(name) < 100 and re.fullmatch(r"[\w.-]+", name) for name in called)
 
 
 def test_a_batch_executes_what_failed_and_nothing_that_was_executed(notebook, tmp_path):
@@ -100,6 +115,7 @@ def test_what_was_executed_is_executed_again_when_it_would_be_another(
 
 TELLS = """
 import os
+import re
 from pathlib import Path
 with Path({log!r}).open("a") as log:
     log.write(os.environ.get("REBASIN_WORKERS", "none") + " ")
