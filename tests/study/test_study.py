@@ -16,7 +16,7 @@ from rebasin_utils.errors import InputError
 from rebasin_utils.landscape.plane import Plane as Through
 from rebasin_utils.nets import data, masks, models
 from rebasin_utils.running import runner
-from rebasin_utils.study import plugins, study
+from rebasin_utils.study import plugins, together
 from rebasin_utils.study.parts import METHODS
 from rebasin_utils.study.seeds import derive_seed
 from rebasin_utils.study.stages import (
@@ -261,7 +261,7 @@ def test_what_is_not_computed_is_said_and_never_computed(tiny, tmp_path, monkeyp
     def refuse(*arguments, **options):
         raise AssertionError("something was trained")
 
-    monkeypatch.setattr(study, "train_many", refuse)
+    monkeypatch.setattr(together, "train_many", refuse)
     empty = Study(tiny, tmp_path / "store")
     node, round_ = dense.net(tiny, "A", 0), imp.ticket(tiny, "A", 0, 0.5)
     doors = [
@@ -370,7 +370,7 @@ def sparse_jobs(finished, tmp_path_factory):
     """The jobs that the sparse runs of pair 0 are really trained from: {(method, k): Job}."""
     fresh = copied(finished, tmp_path_factory.mktemp("sparse"))
     shutil.rmtree(fresh.store.root / "sparse")
-    real, given = study.train_many, []
+    real, given = together.train_many, []
 
     def recorded(model, jobs, *arguments, **options):
         given.append(jobs)
@@ -378,7 +378,7 @@ def sparse_jobs(finished, tmp_path_factory):
 
     methods, seen = fresh.settings.sparse.methods, {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "train_many", recorded)
+        patch.setattr(together, "train_many", recorded)
         for k in fresh.settings.sparse.rewind_epochs:
             fresh.compute([sparse.one(fresh.settings, m, 0.5, k, 0) for m in methods])
             seen |= {(m, k): job for m, job in zip(methods, given[-1], strict=True)}
