@@ -65,7 +65,7 @@ def by_sparsity(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="top-1 accuracy, %", col=1)
     gain, lacks = table["permuted"] - table["naive"], table["lth"] - table["permuted"]
     figure.update_layout(
-        title=f"permuting gains {gain.min():.1f} to {gain.max():.1f} pp and lacks "
+        title=f"Permuting gains {gain.min():.1f} to {gain.max():.1f} pp and lacks "
         f"{lacks.min():.1f} to {lacks.max():.1f} pp to LTH<br><sup>ResNet50 on ImageNet, as "
         "published: one run a cell</sup>"
     )

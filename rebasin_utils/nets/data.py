@@ -228,21 +228,16 @@ def _stream(
     names = np.array([os.fsencode(file) for file in pictures.names])
     files = Files(str(root), names, source, side, pool, f"data.source = {name!r}")
     labels = torch.as_tensor(pictures.labels, dtype=torch.int64)
-    return Stream(files, torch.arange(len(labels)), labels, source, loader_workers)
+    return Stream(files, torch.arange(len(labels)), labels, loader_workers)
 
 
 def _listed(name: str, reading: Reading) -> dict[str, Pictures]:
-    """The files of a folder, by split, in the order in which `own_images.read` has them."""
-    folder = _folder(name)
-    if name not in SOURCES:
-        return own_images.listed(folder, reading, fingerprint(name))
-    return _listed_by_name(name, folder)
+    """The files of a folder, by split, in the order in which `own_images.read` has them.
 
-
-@lru_cache(maxsize=2)
-def _listed_by_name(name: str, folder: Path) -> dict[str, Pictures]:
-    """Without a fingerprint: of a million files it would be a day's reading."""
-    return own_images.listed(folder, AS_THEY_ARE, "")
+    What goes by a name never changes; to read a million files for their fingerprint takes hours.
+    """
+    digest = "" if name in SOURCES else fingerprint(name)
+    return own_images.listed(_folder(name), reading, digest)
 
 
 def _folder(name: str) -> Path:
@@ -262,7 +257,7 @@ def _pixels(name: str, reading: Reading) -> int:
     folder = _folder(name)
     if name in SOURCES:
         channels, height, width = SOURCES[name].shape
-        return channels * height * width * sum(1 for _ in folders.files_of(folder))
+        return channels * height * width * len(folders.files_of(folder))
     return own_images.bytes_in_memory(folder, reading, fingerprint(name))
 
 

@@ -98,21 +98,21 @@ class Look:
     ) -> Iterator[Image.Image]:
         """The pictures in three channels; refuses what `decode` refuses."""
         shown = dict(desc=where, unit="image", delay=2, leave=False, disable=None)
-        first = None
+        first, target = None, (self._side, self._side)
+        as_it_is = self._shorter == self._side
         for picture, name in zip(tqdm(pictures, **shown), names, strict=True):
             image = opened(picture, f"{where}: {name}")
-            size, first = image.size, first or image.size
+            size = image.size
+            first = first or size
             self._seen += 1
             self._done["grey"] += image.mode in _GREY
             self._done["alpha"] += image.mode in _ALPHA or "transparency" in image.info
             image = in_colour(image)
-            if self._side is not None and (size, self._shorter) != (
-                (self._side, self._side),
-                self._side,
-            ):
-                self._done["resized"] += 1
-                image = fitted(image, self._side, self._shorter)
-            elif self._side is None and size != first:
+            if self._side is not None:
+                if not (as_it_is and size == target):
+                    self._done["resized"] += 1
+                    image = fitted(image, self._side, self._shorter)
+            elif size != first:
                 raise InputError(
                     f"{where}: {name} is {size[0]} × {size[1]} pixels, {names[0]} {first[0]} × "
                     f"{first[1]}; set data.side = {min(first)} or another, to which all are "

@@ -156,12 +156,15 @@ class Stream(Split):
     files: Files
     rows: Tensor
     labels: Tensor
-    source: Source
     loader_workers: int | None = None
 
     @property
+    def source(self) -> Source:
+        return self.files.source
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.files.source.shape
+        channels, height, width = self.source.shape
         return channels, height // self.files.pool, width // self.files.pool
 
     def to(self, device: torch.device | str) -> Stream:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rebasin_utils.errors import InputError, RanksLost
-from rebasin_utils.study import together as work
+from rebasin_utils.study import together
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.study import Study
 from rebasin_utils.training.parallel import require_parts
@@ -34,8 +34,8 @@ def refuse_more_processes(workers: int | None, cluster: str | Path | None) -> No
             )
 
 
-def together(studies: Sequence[Study], compute: Callable[[], int]) -> int:
-    """Compute studies with all ranks; what `compute` returns on the first, 0 on the others.
+def compute(studies: Sequence[Study], work: Callable[[], int]) -> int:
+    """Compute studies with all ranks; what `work` returns on the first, 0 on the others.
 
     Raises:
         InputError: when the ranks have different settings or data, or cannot divide a batch.
@@ -48,11 +48,11 @@ def together(studies: Sequence[Study], compute: Callable[[], int]) -> int:
             study.ranks, study.device = ranks, device
         if not ranks.leads:
             known = {study.settings: study for study in studies}
-            work.follow(ranks, lambda settings: _known(settings, known))
+            together.follow(ranks, lambda settings: _known(settings, known))
             return 0
         lost = False
         try:
-            return compute()
+            return work()
         except RanksLost:
             lost = True
             raise

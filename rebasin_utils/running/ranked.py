@@ -56,7 +56,7 @@ def main(file: Path) -> None:
         return len(nodes)
 
     try:
-        crew.together([study], here)
+        crew.compute([study], here)
     except (InputError, RunError) as error:
         kind = next(kind for kind in (StoreError, InputError, RunError) if isinstance(error, kind))
         sys.exit(f"{kind.__name__}: {error}")

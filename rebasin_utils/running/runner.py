@@ -71,7 +71,7 @@ def run(
     if ranks.started():
         crew.refuse_more_processes(workers, cluster)
         work = partial(_run, studies, stages, None, quiet)
-        return crew.together(studies, work)
+        return crew.compute(studies, work)
     return _run(studies, stages, _place(cluster, workers, studies), quiet)
 
 

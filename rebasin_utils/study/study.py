@@ -350,7 +350,7 @@ class _Context:
 
     def evaluate(self, states: Sequence[State]) -> list[Metrics]:
         """Accuracy and loss of nets on the test images."""
-        return self._do("evaluate", states, "test")
+        return self._do("evaluate", states)
 
     def match(self, moving: State, reference: State, images: int | None) -> Matching:
         """π of the first net's units to the second's, on as many training images."""

@@ -41,9 +41,9 @@ def train(
     )
 
 
-def evaluate(study: Context, states: Sequence[State], split: str) -> list[Metrics]:
-    """Accuracy and loss of nets on a split."""
-    return evaluation.evaluate(study.model, states, study.split(split), ranks=study.ranks)
+def evaluate(study: Context, states: Sequence[State]) -> list[Metrics]:
+    """Accuracy and loss of nets on the test images."""
+    return evaluation.evaluate(study.model, states, study.split("test"), ranks=study.ranks)
 
 
 def match(study: Context, moving: State, reference: State, images: int | None) -> Matching:

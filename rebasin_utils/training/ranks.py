@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -114,19 +113,25 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+    before = signal.signal(signal.SIGTERM, _stopped)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise RanksLost(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from error
-    ranks = Ranks(dist.get_rank(), dist.get_world_size())
-    before = signal.signal(signal.SIGTERM, partial(_stopped, ranks))
-    try:
-        yield ranks, device
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise RanksLost(f"the ranks cannot be connected: {why}") from error
+        try:
+            yield Ranks(dist.get_rank(), dist.get_world_size()), device
+        finally:
+            dist.destroy_process_group()
+    except RanksLost:
+        before = signal.SIG_IGN  # torchrun sends it to what ends already, and has yet to say why
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-        dist.destroy_process_group()
 
 
-def _stopped(ranks: Ranks, *_: Any) -> None:
+def _stopped(*_: Any) -> None:
     """torchrun ends all ranks so when one has died."""
-    raise RanksLost(f"rank {ranks.rank}: stopped, for another rank died or from outside; {_GO_ON}")
+    rank = os.environ["RANK"]
+    raise RanksLost(f"rank {rank}: stopped, for another rank died or from outside; {_GO_ON}")

@@ -114,7 +114,7 @@ def train_many(
     if ranks is not None:
         begun = ranks.told(begun)
         jobs = [job if ranks.leads else replace(job, checkpoint=None) for job in jobs]
-    part = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    part = (0, 1) if ranks is None else ranks.part
     batches = training_batches(images, recipe.batch_size, augment, part)
     kind, together = _way(model, jobs, batches, recipe, ranks)
     results: list[Trained | None] = [None] * len(jobs)

@@ -64,3 +64,12 @@ def test_steps_are_a_tenth_from_the_middle_and_a_hundredth_from_three_quarters()
     recipe = Recipe(epochs=100, lr=0.3, schedule="steps")
     factors = [recipe.lr_factor(epoch) for epoch in range(100)]
     assert factors == pytest.approx([1.0] * 50 + [0.1] * 25 + [0.01] * 25)
+
+
+def test_the_imagenet_schedule_is_the_released_codes():
+    recipe = Recipe(epochs=90, lr=0.04, schedule="imagenet")
+    for epoch in range(1, 91):
+        full = (0.4 - 0.01) / 5 * epoch if epoch <= 5 else 0.4 * 0.1 ** (epoch // 31)
+        assert recipe.lr * recipe.lr_factor(epoch - 1) == pytest.approx(full / 10), epoch
+    short = Recipe(epochs=39, lr=0.04, schedule="imagenet")  # restarted and cut off, at k = 50
+    assert all(short.lr_factor(e) == recipe.lr_factor(e) for e in range(39))

@@ -590,18 +590,6 @@ def test_batch_norm_of_one_sample_is_refused_and_layer_norm_is_not(images):
         train(NETS["mlp_bn"](), Job(NETS["mlp_bn"]().state_dict(), 0), recipe, images.head(2))
 
 
-# ---------------------------------------------------------------------- ImageNet's recipe
-
-
-def test_the_imagenet_schedule_is_the_released_codes():
-    recipe = Recipe(epochs=90, lr=0.04, schedule="imagenet")
-    for epoch in range(1, 91):
-        full = (0.4 - 0.01) / 5 * epoch if epoch <= 5 else 0.4 * 0.1 ** (epoch // 31)
-        assert recipe.lr * recipe.lr_factor(epoch - 1) == pytest.approx(full / 10), epoch
-    short = Recipe(epochs=39, lr=0.04, schedule="imagenet")  # restarted and cut off, at k = 50
-    assert all(short.lr_factor(e) == recipe.lr_factor(e) for e in range(39))
-
-
 def test_top5_counts_the_five_largest_logits(images):
     net = mlp(seed=1)
     (found,) = evaluate(net, [net.state_dict()], images, batch_size=100)
