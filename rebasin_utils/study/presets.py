@@ -218,10 +218,10 @@ _SMOKE_SIGNS = tuple(
 #: By priority.
 _EVENING = (
     _evening("resnet8", 8, (0.90, 0.95), (0, 2, 5), _CIFAR),
-    _evening("resnet8-w2", 6, (0.95,), (0, 2), _CIFAR, width=2),
+    _evening("resnet8-w2", 8, (0.95,), (0, 2), _CIFAR, width=2),
     _evening("resnet8-fashion", 8, (0.95,), (0, 2), _FASHION),
-    _evening("resnet8-w4", 3, (0.95,), (2,), _CIFAR, width=4),
-    _evening("resnet20", 3, (0.95,), (2,), _CIFAR, "resnet20"),
+    _evening("resnet8-w4", 8, (0.95,), (2,), _CIFAR, width=4),
+    _evening("resnet20", 8, (0.95,), (2,), _CIFAR, "resnet20"),
 )
 
 

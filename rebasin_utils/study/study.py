@@ -7,7 +7,7 @@ said, never trained. `compute` is the one door through which artifacts are made.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -217,9 +217,10 @@ class Study:
         (about,) = (a for a in self.shelf.about if a["preset"] == found[0]["shipped"])
         days = sorted(record["made"][:10] for record in found)
         torch_versions = ", ".join(sorted({record["versions"]["torch"] for record in found}))
+        computers = ", ".join(sorted({_computer(record, about["exported_on"]) for record in found}))
         return (
             f"{len(found)} results ship with the package: computed {days[0]} to {days[-1]} on "
-            f"{about['exported_on']}, torch {torch_versions}, by {about['command']!r}"
+            f"{computers}, torch {torch_versions}, by {about['command']!r}"
         )
 
     # ---------------------------------------------------------------- computing
@@ -363,6 +364,12 @@ class _Context:
 def _depth(node: Node) -> int:
     """How many artifacts of its own stage a node builds upon, one after the other."""
     return max((1 + _depth(p) for p in node.parents if p.stage == node.stage), default=0)
+
+
+def _computer(record: Mapping[str, Any], exported_on: str) -> str:
+    """Where a record was computed; those before records said so, where they were exported."""
+    computer = record.get("machine", exported_on)
+    return computer if record["device"] == "cpu" else f"{record['device']}, {computer}"
 
 
 def _absent(node: Node) -> str:

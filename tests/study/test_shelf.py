@@ -76,6 +76,14 @@ def test_a_reader_is_told_what_ships_and_from_where(smoked: Study, elsewhere: St
     assert smoked.said_of_shipped() == ""
 
 
+def test_a_reader_is_told_of_the_gpu(smoked: Study, exported, tmp_path):
+    books = shelf.read([exported])
+    for record in books.records.values():
+        record |= {"device": "NVIDIA H200", "machine": "a Xeon, 16 cores"}
+    said = Study(smoked.settings, Store(tmp_path / "none"), "cpu", books).said_of_shipped()
+    assert "on NVIDIA H200, a Xeon, 16 cores, torch " in said
+
+
 def test_the_same_records_make_the_same_bytes_and_nothing_of_a_net(smoked, exported, tmp_path):
     again = tmp_path / "again.json.gz"
     done = shelf.export(
