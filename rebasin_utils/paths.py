@@ -5,11 +5,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_PACKAGE = Path(__file__).resolve().parent
+
 
 def project_root() -> Path:
-    """The checkout that this package is installed from, else the working directory."""
-    checkout = Path(__file__).resolve().parents[1]
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    """The checkout that this package is installed from; else where the notebooks were copied to.
+
+    That is the working directory or the nearest folder above it that has them below `notebooks`;
+    where none has, the working directory.
+    """
+    here = Path.cwd()
+    places = (_PACKAGE.parent, here, *here.parents)
+    return next((place for place in places if _notebooks(place / "notebooks")), here)
+
+
+def original_notebooks() -> list[Path]:
+    """The checkout's notebooks in their order, else those that come with the package."""
+    return _notebooks(_PACKAGE.parent / "notebooks") or _notebooks(_PACKAGE / "notebooks")
+
+
+def project_notebooks() -> list[Path]:
+    """Those of the project, which may be copies; without any, the original ones."""
+    return _notebooks(project_root() / "notebooks") or original_notebooks()
+
+
+def is_packaged(notebook: Path) -> bool:
+    """Whether this notebook came with the package, and so is not the user's to change."""
+    return notebook.parent == _PACKAGE / "notebooks"
 
 
 def default_store() -> Path:
@@ -17,3 +39,7 @@ def default_store() -> Path:
     if "REBASIN_STORE" in os.environ:
         return Path(os.environ["REBASIN_STORE"]).expanduser()
     return project_root() / "runs" / "store"
+
+
+def _notebooks(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9][0-9]-*.ipynb"))

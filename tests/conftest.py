@@ -42,6 +42,7 @@ SLOW = [
     "test_matching_networks",
     "test_norms",
     "test_notebooks",
+    "test_overlaps",
     "test_pictures",
     "test_plugin",
     "test_progress",
@@ -52,6 +53,7 @@ SLOW = [
     "test_shipped",
     "test_sign_nets",
     "test_site",
+    "test_slides",
     "test_slurm",
     "test_study",
     "test_tracing_hubs",
@@ -60,6 +62,7 @@ SLOW = [
     "test_tracing_torchvision",
     "test_training",
     "test_training_benchmark",
+    "test_wheel",
 ]
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from offline import from_the_network, page_without_network
+from playwright.sync_api import Page
 
 from rebasin_utils.running import notebooks
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
 NAMES = [notebook.name for notebook in notebooks.all_notebooks()]
 
 
@@ -31,16 +29,8 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(site: Path) -> Iterator[Page]:
-    """A browser without a network; `page.asked` has whatever it asked of one."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the PATH: install one, e.g. apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_context(offline=True).new_page()
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
+    with page_without_network() as page:
         yield page
-        browser.close()
 
 
 def test_every_page_is_linked_from_the_first_in_order_and_names_no_folder(site):
@@ -63,7 +53,7 @@ def test_pages_are_drawn_without_a_network(page: Page, site: Path, name: str):
     page.asked.clear()
     place = site / "index.html" if name == "index" else site / "notebooks" / f"{name}.html"
     page.goto(place.as_uri())
-    assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert from_the_network(page) == []
     prose = page.evaluate("""() => [...document.querySelectorAll('article p, article li')]
         .filter(e => !e.closest('.cell_output')).map(e => e.innerText).join(' ')""")
     assert not re.search(r"\$[^$\n]*\\\w+[^$\n]*\$", prose)  # no raw formula

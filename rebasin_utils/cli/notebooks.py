@@ -1,4 +1,4 @@
-"""The `rebasin notebooks` commands: list, run, refresh, editions."""
+"""The `rebasin notebooks` commands: list, copy, run, refresh, editions, slides."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ def list_notebooks() -> None:
         typer.echo(f"{notebook.name}: {notebook.question}")
         for name, default in notebook.parameters.items():
             typer.echo(f"    {name} = {default!r}")
+
+
+@app.command("copy")
+def copy_notebooks(
+    folder: Annotated[Path, typer.Argument(help="Gets them below `notebooks`.")],
+    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
+) -> None:
+    """Copy the notebooks to a folder of your own; results of what runs there go below it."""
+    from rebasin_utils.running import notebooks
+
+    files = notebooks.copy(notebooks.find(names or [], notebooks.originals()), folder)
+    typer.echo(f"{len(files)} notebooks in {files[0].parent}; open them: jupyter lab {folder}")
 
 
 PAIRED = ("-p", "--parameter", "-g", "--grid")
@@ -107,6 +119,20 @@ def write_editions(
 
     for file in editions.write(notebooks.find(names or []), folder):
         typer.echo(file)
+
+
+@app.command("slides")
+def write_slides(
+    names: Annotated[list[str] | None, typer.Argument(help="e.g. 02 04; none is all")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to write them. [default: runs/slides]")
+    ] = None,
+) -> None:
+    """Write notebooks as the slides of a talk, as they were executed; no network is needed."""
+    from rebasin_utils.running import notebooks, slides
+
+    for notebook in notebooks.find(names or []):
+        typer.echo(slides.write(notebook, folder or project_root() / "runs" / "slides"))
 
 
 def _pairs(texts: list[str] | None) -> list[tuple[str, str]]:

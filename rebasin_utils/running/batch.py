@@ -38,7 +38,13 @@ from rebasin_utils.files import replace_synced
 from rebasin_utils.nets.devices import cores
 from rebasin_utils.running import cluster as clusters
 from rebasin_utils.running.dag import Outcome, Report, Task, execute
-from rebasin_utils.running.notebooks import QUIET_KERNEL, Notebook, check_parameters, export_html
+from rebasin_utils.running.notebooks import (
+    QUIET_KERNEL,
+    Notebook,
+    check_parameters,
+    export_html,
+    working_folder,
+)
 from rebasin_utils.study import plugins
 from rebasin_utils.study.stage import Node
 from rebasin_utils.study.store import Store
@@ -228,7 +234,7 @@ def _execute(execution: Execution, folder: Path, workers: int | None, report: Re
             notebook.path,
             running,
             execution.values,
-            cwd=notebook.path.parent,
+            cwd=working_folder(notebook),
             kernel_name="python3",
             progress_bar=False,
             engine_name="rebasin",

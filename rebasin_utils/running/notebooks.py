@@ -1,4 +1,4 @@
-"""The ordered notebooks: found, checked against their parameters, refreshed, exported as pages."""
+"""The ordered notebooks: found, copied, checked against their parameters, refreshed, exported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ import plotly.io
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+from nbformat.reader import NotJSONError
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
-from rebasin_utils.paths import project_root
+from rebasin_utils.paths import (
+    is_packaged,
+    original_notebooks,
+    project_notebooks,
+    project_root,
+)
 from rebasin_utils.study import presets
 from rebasin_utils.study.parts import Epoch, Sparsity
 from rebasin_utils.study.settings import changes_in
@@ -45,6 +51,20 @@ FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DO
 LINK = re.compile(r"\]\((\d\d-[\w-]+)\.ipynb\)")
 
 
+#: What a figure's title and the line below it take of its upper margin, in pixels.
+TITLE_HEIGHT = 55
+
+#: A fluid figure's title, which a slider may change, above it and not in it.
+TITLE_ABOVE = """
+const plot = document.getElementById('{plot_id}'), title = document.createElement('p');
+title.className = 'figure-title';
+plot.before(title);
+const say = () => { title.innerHTML = plot.layout.title.text; };
+plot.on('plotly_afterplot', say);
+say();
+"""
+
+
 @dataclass(frozen=True)
 class Notebook:
     """One notebook: its file, the question it asks (its title), its papermill parameters.
@@ -63,17 +83,49 @@ class Notebook:
 
 
 def all_notebooks() -> list[Notebook]:
-    """The notebooks of the project, in their order."""
-    folder = project_root() / "notebooks"
-    found = [_read(path) for path in sorted(folder.glob("[0-9][0-9]-*.ipynb"))]
-    if not found:
-        raise InputError(f"no notebooks in {folder}: run rebasin in a checkout of the project")
-    return found
+    """The notebooks of the project, in their order.
+
+    Raises:
+        InputError: when a file is not a notebook.
+    """
+    return [_read(path) for path in project_notebooks()]
 
 
-def find(names: Sequence[str]) -> list[Notebook]:
-    """The notebooks that `names` begin with ("04" is enough), or all for no names."""
-    known = all_notebooks()
+def copy(notebooks: Sequence[Notebook], folder: Path) -> list[Path]:
+    """Copy notebooks below `folder/notebooks`, to be opened and changed; returns the files.
+
+    Raises:
+        InputError: when a file of that name is there and is not the same; nothing is written.
+    """
+    files = [folder / "notebooks" / notebook.path.name for notebook in notebooks]
+    contents = [notebook.path.read_bytes() for notebook in notebooks]
+    for file, content in zip(files, contents, strict=True):
+        if file.exists() and file.read_bytes() != content:
+            raise InputError(f"folder = {folder}: {file} is there and differs; nothing was copied")
+    for file, content in zip(files, contents, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            replace_synced(file, content)
+    return files
+
+
+def working_folder(notebook: Notebook) -> Path:
+    """Where its kernel runs: beside it, or in the project if it is the package's own."""
+    return project_root() if is_packaged(notebook.path) else notebook.path.parent
+
+
+def originals() -> list[Notebook]:
+    """The notebooks as the checkout or the package has them, whatever was copied and changed."""
+    return [_read(path) for path in original_notebooks()]
+
+
+def find(names: Sequence[str], known: Sequence[Notebook] | None = None) -> list[Notebook]:
+    """The notebooks that `names` begin with ("04" is enough), or all for no names.
+
+    Args:
+        known: those to choose from; by default the project's.
+    """
+    known = list(known or all_notebooks())
     chosen = []
     for name in names:
         fits = [n for n in known if n.name.startswith(name)]
@@ -129,9 +181,17 @@ def refresh(notebook: Notebook) -> None:
 
     So that a plain viewer shows the committed notebooks with their pictures. Nothing that differs
     from one execution to the next, like times, is kept.
+
+    Raises:
+        InputError: when the notebook is the package's own.
     """
+    if is_packaged(notebook.path):
+        raise InputError(
+            f"notebook = {notebook.name!r}: it belongs to the installed package and stays as it "
+            "is; `rebasin notebooks copy FOLDER` gives you your own, to be refreshed there"
+        )
     content = nbformat.read(notebook.path, as_version=4)
-    where = {"metadata": {"path": str(notebook.path.parent)}}
+    where = {"metadata": {"path": str(working_folder(notebook))}}
     client = NotebookClient(
         content,
         kernel_name="python3",
@@ -167,7 +227,7 @@ def offline(notebook: NotebookNode, fluid: bool = False) -> NotebookNode:
     """The same notebook, its formulas and figures such that a page of it needs no network.
 
     Formulas become MathML, and figures HTML that needs plotly's script in the page; fluid ones are
-    as wide as the page.
+    as wide as the page, and their titles, which plotly would cut off, are text above them.
     """
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -188,18 +248,26 @@ def _mathml(formula: re.Match) -> str:
 
 
 def _figure_html(figure: dict, fluid: bool) -> str:
-    layout = {n: value for n, value in figure["layout"].items() if not (fluid and n == "width")}
+    layout = figure["layout"]
+    if fluid:
+        layout = {name: value for name, value in layout.items() if name != "width"}
+        top = layout["margin"]["t"] - TITLE_HEIGHT
+        layout |= {"margin": layout["margin"] | {"t": top}}
     return plotly.io.to_html(
         {"data": figure["data"], "layout": layout},
         config={"responsive": fluid},
         include_plotlyjs=False,
         full_html=False,
+        post_script=TITLE_ABOVE if fluid else None,
         validate=False,
     )
 
 
 def _read(path: Path) -> Notebook:
-    content = nbformat.read(path, as_version=4)
+    try:
+        content = nbformat.read(path, as_version=4)
+    except NotJSONError as error:
+        raise InputError(f"notebook = {str(path)!r}: is not a notebook") from error
     title = content.cells[0].source.splitlines()[0].lstrip("# ").strip()
     tagged = [c for c in content.cells if "parameters" in c.metadata.get("tags", [])]
     parameters, types = {}, {}
