@@ -68,7 +68,7 @@ def _matches_early(s: Settings) -> bool:
 def early_matching(table: pd.DataFrame) -> go.Figure:
     """Accuracy of the permuted run against the epoch of B that π was matched with.
 
-    table: as `stages.early_matching.table` gives it. Bars are 95 % intervals over the pairs.
+    table: as `stages.early_matching.table` gives it. Bars are 95% intervals over the pairs.
     """
     figure = blank("epoch of B that π was matched with", "test accuracy, %")
     epochs = sorted(table["match_epoch"].dropna().unique())
@@ -101,7 +101,7 @@ def early_matching(table: pd.DataFrame) -> go.Figure:
         title=f"Matched with B after {best} of {epochs[-1]} epochs, π keeps {shares[best]:.0%} of "
         f"its gain over naive<br><sup>{table['sparsity'].iloc[0]:.0%} sparsity; "
         f"{table['seed'].nunique()} pairs, bars: "
-        "95 % intervals; naive and LTH need no matching</sup>"
+        "95% intervals; naive and LTH need no matching</sup>"
     )
     return figure
 
@@ -109,13 +109,13 @@ def early_matching(table: pd.DataFrame) -> go.Figure:
 def by_images(table: pd.DataFrame) -> go.Figure:
     """Similarity, barrier and the permuted run's accuracy against the images π was matched on.
 
-    table: as `stages.few_images.table` gives it. Bars are 95 % intervals over the pairs.
+    table: as `stages.few_images.table` gives it. Bars are 95% intervals over the pairs.
     """
     figure = make_subplots(
         1,
         3,
         horizontal_spacing=0.09,
-        subplot_titles=["similarity of matched units", "barrier π(A)–B, pp", "accuracy, %"],
+        subplot_titles=["similarity", "barrier, pp", "accuracy, %"],
     )
     few = table.dropna(subset="images")
     counts = sorted(few["images"].unique())
@@ -148,7 +148,7 @@ def by_images(table: pd.DataFrame) -> go.Figure:
         margin_t=120,
         title=f"From {counts[-1]} images π has {share.iloc[-1]:.0%} of the similarity to be had, "
         f"from {counts[0]} {share.iloc[0]:.0%}<br><sup>mean of {few['seed'].nunique()} pairs, bars:"
-        " 95 % intervals; dashed: permuted with the π of all images</sup>",
+        " 95% intervals; dashed: permuted with the π of all images</sup>",
     )
     return figure
 

@@ -45,7 +45,7 @@ def correlations(before: np.ndarray, after: np.ndarray, group: str) -> go.Figure
             zmin=-100,
             zmax=100,
             colorscale=[[0, "#D55E00"], [0.5, "white"], [1, "#0072B2"]],
-            colorbar_title="corr., %",
+            colorbar_title=dict(text="correlation, %", side="right"),
             showscale=column == 2,
             row=1,
             col=column,

@@ -1,9 +1,9 @@
 """Differences between methods, paired over independent pairs, and what they say of a claim.
 
 Two runs that are compared share the pair A–B, the rewind state where they share the net, and the
-data order. Differences are in percentage points (pp) of test accuracy. `interval` is the 95 %
-t-interval that figures draw; a claim is judged by the rule of `judgement`, with intervals of 90 %
-(a one-sided bound at 5 % on either side).
+data order. Differences are in percentage points (pp) of test accuracy. `interval` is the 95%
+t-interval that figures draw; a claim is judged by the rule of `judgement`, with intervals of 90%
+(a one-sided bound at 5% on either side).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLUMNS = ["claim", "paper", "ours", "n", "verdict"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % t-interval; the ends are infinite for a single value."""
+    """Mean and the ends of its 95% t-interval; the ends are infinite for a single value."""
     values = pd.Series(values, dtype=float)
     if len(values) < 2:
         return values.mean(), float("-inf"), float("inf")
@@ -70,7 +70,7 @@ def paired(results: pd.DataFrame, first: str, second: str) -> dict[tuple[float, 
 
 
 def paired_difference(results: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """The means of `paired` and their 95 % intervals.
+    """The means of `paired` and their 95% intervals.
 
     Returns:
         sparsity, rewind_epoch, difference (mean, pp), low and high, n.

@@ -49,7 +49,7 @@ def paths(table: pd.DataFrame, quantity: str = "accuracy", repaired: bool = Fals
             line=dict(color=colour, dash=dash, width=3),
             marker_size=9,
         )
-    unit = " %" if quantity == "accuracy" else ""
+    unit = "%" if quantity == "accuracy" else ""
     before, after = middle.get("unmatched"), middle.get("matched")
     figure.update_layout(
         title=f"Halfway between the nets: {before:.1f}{unit} as trained, {after:.1f}{unit} after "
@@ -82,11 +82,11 @@ def of_paths(study: Study) -> pd.DataFrame:
     claims = (
         (
             "matching raises the accuracy halfway",
-            "unmatched", "matched", f"{theirs}to {plain:.1f} %",
+            "unmatched", "matched", f"{theirs}to {plain:.1f}%",
         ),
         (
             "recomputing batch norm's statistics raises it further",
-            "matched", "matched_bn_reset", f"{theirs}{plain:.1f} → {reset:.1f} %",
+            "matched", "matched_bn_reset", f"{theirs}{plain:.1f} → {reset:.1f}%",
         ),
         (
             "batch norm recomputed, matching still raises it",
@@ -103,7 +103,7 @@ def of_paths(study: Study) -> pd.DataFrame:
     rows = []
     for claim, before, after, paper in claims:
         if {before, after} <= set(middle):
-            means = f"{middle[before].mean():.1f} → {middle[after].mean():.1f} %"
+            means = f"{middle[before].mean():.1f} → {middle[after].mean():.1f}%"
             difference = {means: middle[after] - middle[before]}
             what = f"{after} − {before}, pp{on_images(study)}: "
             rows.append(row(claim, paper, what, difference))

@@ -7,13 +7,13 @@ independent pairs, in one cell of a table or in each of several (one a rewind ep
     "no worse"      −margin < d             first may be worse, but by less than the margin
     "same"          −margin < d < margin    either may be better, but by less than the margin
 
-Every cell has an interval for its d, each end of which is a one-sided bound at the 5 % level. The
+Every cell has an interval for its d, each end of which is a one-sided bound at the 5% level. The
 claim *holds* when every interval lies inside the claimed range; for "same" these are the two
 one-sided tests of Schuirmann 1987. It is *contradicted* when one of them lies wholly outside, and
 *open* otherwise. Not having been contradicted is not holding: a wide interval leaves a claim open.
 
 **Several cells.** Holding takes all of them, so that each is tested at the full level and a false
-claim still holds in no more than 5 % of studies (the intersection–union test, Berger 1982).
+claim still holds in no more than 5% of studies (the intersection–union test, Berger 1982).
 Contradicting takes one, and every cell and every end of the range is another chance to err: here
 the level is divided by their number (Bonferroni's bound; Dunn 1961), which is right however the
 cells depend on one another, and they do, by their pairs.
@@ -25,12 +25,12 @@ often to one side only: Student's interval is not made for this, nor are signed 
 signs, which assume a symmetric spread; and no test of a mean keeps its level for every spread
 (Bahadur and Savage 1956). Which of the two applies belongs to the claim and is stated before its
 differences are seen: picked by the look of them, two tests that keep their level need not keep it
-together. The sign test has a price: with n pairs its least level is 2⁻ⁿ, so that four pairs (6.3 %)
+together. The sign test has a price: with n pairs its least level is 2⁻ⁿ, so that four pairs (6.3%)
 or fewer decide nothing. It also judges differences that are all equal, whatever the claim says of
 them: they show no spread to measure by.
 
 **Open** comes with the pairs that would settle it: so many that, were the effects and spreads those
-that were seen, the claim would hold, or else be contradicted, with a probability of 80 %. What was
+that were seen, the claim would hold, or else be contradicted, with a probability of 80%. What was
 seen in a few pairs is uncertain, and so is this number: it says whether to run 10 or 100.
 
     Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657. Berger 1982, Technometrics
@@ -72,7 +72,7 @@ MOST_PAIRS = 1000
 class Interval:
     """A cell's difference, by its mean or median, and the one-sided bounds on it.
 
-    The bounds are at `LEVEL` each, so that both together are a 90 % interval. They are infinite
+    The bounds are at `LEVEL` each, so that both together are a 90% interval. They are infinite
     where the pairs bound nothing.
     """
 
@@ -110,7 +110,7 @@ class Verdict:
 
     @property
     def differences(self) -> str:
-        """Every cell's difference and 90 % interval, in a line."""
+        """Every cell's difference and 90% interval, in a line."""
         return "; ".join(map(str, self.intervals))
 
     def __str__(self) -> str:

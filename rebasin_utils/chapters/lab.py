@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -57,11 +58,13 @@ def open_studies(
 
 
 def shipped_studies(name: str, *, device: str = "auto") -> list[Study]:
-    """The studies whose results ship, of the presets whose names begin with `name`.
+    """The studies whose results ship, of the presets whose names begin with `name`, in their order.
 
     They have the settings that were computed, and are to be read: nothing of them need be here.
     """
+    order = list(presets.PRESETS)
     files = [about for about in package_shelf().about if about["preset"].startswith(name)]
+    files.sort(key=lambda about: order.index(about["preset"]))
     settings = [Settings.of(values) for about in files for values in about["studies"]]
     return [Study(each, default_store(), device) for each in settings]
 
@@ -69,6 +72,12 @@ def shipped_studies(name: str, *, device: str = "auto") -> list[Study]:
 def show_table(table: pd.DataFrame, digits: int = 2) -> None:
     """Display a table whole; sparsities as per cent, no index where that is only a count."""
     display(as_html(table, digits))
+
+
+def show_folded(summary: str, tables: Mapping[str, pd.DataFrame], digits: int = 2) -> None:
+    """Display tables under their names, folded away behind a line that opens them."""
+    parts = [f"<p>{name}</p>{as_html(table, digits).data}" for name, table in tables.items()]
+    display(HTML(f"<details><summary>{summary}</summary>{''.join(parts)}</details>"))
 
 
 def as_html(table: pd.DataFrame, digits: int = 2) -> HTML:

@@ -103,7 +103,7 @@ def barriers_of_runs(study: Study) -> pd.DataFrame:
 def barriers_by_sparsity(table: pd.DataFrame) -> go.Figure:
     """Error barriers between two sparse nets with one mask against the sparsity, every pair.
 
-    table: as `barriers_of_runs` gives it. Large marks are means, bars 95 % intervals, small marks
+    table: as `barriers_of_runs` gives it. Large marks are means, bars 95% intervals, small marks
     the pairs.
     """
     figure = blank("sparsity, %", "error barrier, pp")
@@ -135,7 +135,7 @@ def barriers_by_sparsity(table: pd.DataFrame) -> go.Figure:
         title=f"Barrier π(LTH) to permuted: {low['lth-permuted']:.1f} to "
         f"{high['lth-permuted']:.1f} pp; LTH to naive: {low['lth-naive']:.1f} to "
         f"{high['lth-naive']:.1f} pp<br><sup>test error; small marks: the "
-        f"{table['seed'].nunique()} pairs, large: their mean, bars: 95 % intervals</sup>"
+        f"{table['seed'].nunique()} pairs, large: their mean, bars: 95% intervals</sup>"
     )
     return figure
 
@@ -247,9 +247,7 @@ def _plane_title(metrics: Mapping[str, Any], quantity: str) -> str:
     ticks = np.array(metrics["ticks"])
     on_axis = np.array(metrics[quantity], dtype=float)[np.abs(ticks).argmin()]
     between = on_axis[(ticks >= 0) & (ticks <= 1)]
-    worst = (
-        f"{100 * between.min():.1f} %" if quantity == "accuracy" else f"{between.max():.2f} nats"
-    )
+    worst = f"{100 * between.min():.1f}%" if quantity == "accuracy" else f"{between.max():.2f} nats"
     never = "never below" if quantity == "accuracy" else "never above"
     return (
         f"From π(LTH) to permuted: {never} {worst}<br><sup>test {quantity} on the plane through "

@@ -73,7 +73,7 @@ def accuracies(studies: Sequence[Study]) -> pd.DataFrame:
 def by_rewind(table: pd.DataFrame) -> go.Figure:
     """Accuracy on the target against the rewind epoch, a panel a direction, at the least sparsity.
 
-    table: as `accuracies` gives it. Points are means over the pairs, bars 95 % intervals.
+    table: as `accuracies` gives it. Points are means over the pairs, bars 95% intervals.
     """
     sparsity = table["sparsity"].min()
     table = table[table["sparsity"] == sparsity]
@@ -82,7 +82,7 @@ def by_rewind(table: pd.DataFrame) -> go.Figure:
         1,
         len(ways),
         horizontal_spacing=0.1,
-        subplot_titles=[f"{way.source} → {way.target}" for way in ways],
+        subplot_titles=[f"{way.source}<br>→ {way.target}" for way in ways],
     )
     for column, way in enumerate(ways, 1):
         at = table[(table["source"] == way.source) & (table["target"] == way.target)]
@@ -109,10 +109,10 @@ def by_rewind(table: pd.DataFrame) -> go.Figure:
     gains = (pairs["permuted"] - pairs["naive"]).groupby(["source", "target"], sort=False)
     said = " and ".join("{:+.1f} [{:.1f}, {:.1f}]".format(*interval(gain)) for _, gain in gains)
     figure.update_layout(
-        margin_t=120,
+        margin_t=135,
         title=f"On other data π adds {said} pp to the mask (k = {last['rewind_epoch'].max()})"
         f"<br><sup>{sparsity:.0%} sparsity, the classifier dense; mean of "
-        f"{table['seed'].nunique()} pairs, bars and brackets: 95 % intervals</sup>",
+        f"{table['seed'].nunique()} pairs, bars and brackets: 95% intervals</sup>",
     )
     return figure
 

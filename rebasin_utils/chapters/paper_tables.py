@@ -163,7 +163,7 @@ def beside(studies: Sequence[Study], table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         a row a study, sparsity and rewind epoch k ≥ 1 of ours: our gain and what we lack, each with
-        its 95 % interval, n, and the range of the published ones at that sparsity for k ≥ 5.
+        its 95% interval, n, and the range of the published ones at that sparsity for k ≥ 5.
     """
     rows = []
     for study in studies:

@@ -78,7 +78,7 @@ def joined(study: Study) -> pd.DataFrame:
 def addresses(table: pd.DataFrame) -> go.Figure:
     """Error barrier to A's solution under the names that were given, by what was put on B.
 
-    table: as `joined` gives it. One series a rewind epoch; bars are 95 % intervals over the pairs.
+    table: as `joined` gives it. One series a rewind epoch; bars are 95% intervals over the pairs.
     """
     figure = blank("put on B", "error barrier to the predicted address, pp")
     starts = [start for start in STARTS.values() if start in set(table["start"])]
@@ -100,7 +100,7 @@ def addresses(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"To its address from B's init: π(signed mask) {mean['π(signed mask)']:.1f} pp, "
         f"π(mask) {mean['π(mask)']:.1f} pp<br><sup>barrier of the test error between nets of one "
-        f"mask; mean of {table['seed'].nunique()} pairs, bars: 95 % intervals</sup>"
+        f"mask; mean of {table['seed'].nunique()} pairs, bars: 95% intervals</sup>"
     )
     return figure
 
@@ -129,7 +129,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"Signs that agree, %: with π {means['pi'][0]:.0f} → {means['pi'][-1]:.0f}, without "
         f"{means[''][0]:.0f} → {means[''][-1]:.0f}<br><sup>share of the kept weights; mean of "
-        f"{table['seed'].nunique()} pairs, bars: 95 % intervals; dashed: chance</sup>"
+        f"{table['seed'].nunique()} pairs, bars: 95% intervals; dashed: chance</sup>"
     )
     return figure
 

@@ -68,7 +68,7 @@ def of_sparse_runs(results: pd.DataFrame, sparsity: float = 0.90) -> pd.DataFram
     """The claims about sparse training at one sparsity; those without runs are left out.
 
     The paper's column is its table of the same net, or else, as it says, of another (its nominal
-    k = 0 is one trained epoch); ours is whatever `results` holds, as difference and 90 % interval
+    k = 0 is one trained epoch); ours is whatever `results` holds, as difference and 90% interval
     for every k: of the mean, or from `COLLAPSING` on of the median, which takes five pairs to say
     anything.
     """

@@ -79,7 +79,7 @@ SPARSE_TRAINING = SparseTraining()
 def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figure:
     """Test accuracy against the rewind epoch, a line per method, a slider for the sparsity.
 
-    Points are means over the pairs, bars 95 % intervals. `sparsity` is where the slider begins.
+    Points are means over the pairs, bars 95% intervals. `sparsity` is where the slider begins.
     """
     sparse = results[results["rewind_epoch"].notna()]
     sparsities = sorted(sparse["sparsity"].unique())
@@ -111,7 +111,7 @@ def accuracy_by_rewind(results: pd.DataFrame, sparsity: float = 0.9) -> go.Figur
 
 def _grid_title(cells: pd.DataFrame, sparsity: float) -> str:
     """What the figure shows at one sparsity, computed: the share of the gap that π closes."""
-    below = f"mean of {cells['seed'].nunique()} pairs, bars: 95 % intervals; dashed: dense"
+    below = f"mean of {cells['seed'].nunique()} pairs, bars: 95% intervals; dashed: dense"
     if not {"lth", "naive", "permuted"} <= set(cells["method"]):
         return f"{sparsity:.0%} sparsity<br><sup>{below}</sup>"
     return (
@@ -153,7 +153,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"Permuting the mask gains {later.min():+.1f} to {later.max():+.1f} pp over naive "
         f"(k ≥ 1)<br><sup>paired differences of test accuracy, {cells['n'].min()} pairs, bars: "
-        "95 % intervals</sup>"
+        "95% intervals</sup>"
     )
     return figure
 
@@ -161,7 +161,7 @@ def gain_by_rewind(results: pd.DataFrame) -> go.Figure:
 def accuracy_by_budget(table: pd.DataFrame) -> go.Figure:
     """Test accuracy against the rewind epoch; a panel a budget.
 
-    table: as `stages.budgets.table` gives it. Points are means over the pairs, bars 95 % intervals.
+    table: as `stages.budgets.table` gives it. Points are means over the pairs, bars 95% intervals.
     """
     kinds = list(dict.fromkeys(table["budget"]))
     figure = make_subplots(
@@ -198,7 +198,7 @@ def accuracy_by_budget(table: pd.DataFrame) -> go.Figure:
     said = ", ".join(f"{falls[kind, 'naive']:+.1f} pp with {kind}" for kind in kinds)
     figure.update_layout(
         title=f"Naive from k = {first} to k = {last}: {said}<br><sup>mean of "
-        f"{table['seed'].nunique()} pairs, bars: 95 % intervals</sup>"
+        f"{table['seed'].nunique()} pairs, bars: 95% intervals</sup>"
     )
     return figure
 

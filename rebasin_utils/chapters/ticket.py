@@ -66,7 +66,7 @@ def trajectory(rounds: pd.DataFrame) -> go.Figure:
     end = 100 * rounds.loc[rounds["sparsity"] == last, "test_accuracy"].mean()
     figure.update_layout(
         title=f"A fifth at a time, {last:.0%} of the weights go, and {first - end:.1f} pp of "
-        f"accuracy with them<br><sup>iterative magnitude pruning of A; {first:.1f} % dense</sup>"
+        f"accuracy with them<br><sup>iterative magnitude pruning of A; {first:.1f}% dense</sup>"
     )
     return figure
 
@@ -131,7 +131,7 @@ def overlaps(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"At {at:.0%} sparsity π(A's ticket) shares {mean[at, 'permuted']:.1%} with B's, "
         f"A's ticket itself {mean[at, 'mask']:.1%}<br><sup>share of the kept weights "
-        "that B's own pruning keeps too; 95 % intervals</sup>"
+        "that B's own pruning keeps too; 95% intervals</sup>"
     )
     return figure
 

@@ -313,7 +313,7 @@ def rewinds(shares: pd.DataFrame) -> go.Figure:
 
 def _went(first: float, last: float) -> str:
     verb = "rises" if last > first else "falls" if last < first else "stays"
-    return f"{verb} from {first:.0f} to {last:.0f} %"
+    return f"{verb} from {first:.0f} to {last:.0f}%"
 
 
 def widths(paths: pd.DataFrame) -> go.Figure:

@@ -89,7 +89,7 @@ def variance_collapse(table: pd.DataFrame) -> go.Figure:
 def barrier_by_sparsity(table: pd.DataFrame) -> go.Figure:
     """Error barriers between solutions of one net against the sparsity; a panel a kind of segment.
 
-    table: as `segment.barriers` gives it. Points are means over the pairs, bars 95 % intervals; the
+    table: as `segment.barriers` gives it. Points are means over the pairs, bars 95% intervals; the
     ends of LTH that started latest.
     """
     kinds = [kind for kind in SEGMENT_NAMES if kind in set(table["kind"])]
@@ -132,11 +132,32 @@ def barrier_by_sparsity(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"Dense A to its sparsest IMP iterate: barrier {mean['none']:.1f} pp, "
         f"repaired {mean['repair']:.1f} pp<br><sup>barrier of the test error "
-        f"(equation 3), {table['seed'].nunique()} pairs, bars: 95 % intervals"
+        f"(equation 3), {table['seed'].nunique()} pairs, bars: 95% intervals"
         + (f"; LTH from k = {latest}" if len(kinds) > 1 else "")
         + "</sup>"
     )
     return figure
+
+
+def barriers_at_the_sparsest(studies: Sequence[Study]) -> pd.DataFrame:
+    """Mean error barriers (pp) between dense A and its sparsest descendants, a row a study.
+
+    Columns are the descendant (LTH from the latest start) and the correction.
+    """
+    rows = []
+    for study in studies:
+        table = segment.barriers(study)
+        table = table[table["sparsity"] == table["sparsity"].max()]
+        latest = table["rewind_epoch"].isin([table["rewind_epoch"].max()])
+        table = table[(table["kind"] == "dense-imp") | ((table["kind"] == "dense-lth") & latest)]
+        means = table.groupby(["kind", "correction"])["error"].mean()
+        row = {"study": study.settings.name, "pairs": table["seed"].nunique()}
+        for kind, to in (("dense-imp", "IMP"), ("dense-lth", "LTH")):
+            for correction, (name, _, _) in CORRECTIONS.items():
+                if (kind, correction) in means.index:
+                    row[f"dense–{to}, {name}"] = means[kind, correction]
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _top(figure: go.Figure) -> float:
@@ -167,7 +188,7 @@ def of_variances(study: Study) -> pd.DataFrame:
 def of_segments(study: Study) -> pd.DataFrame:
     """The claims about the barriers between solutions of one net (the paper's Figure 4a).
 
-    The paper's column is ResNet20×4 on CIFAR-10, ten IMP iterations towards 90 %.
+    The paper's column is ResNet20×4 on CIFAR-10, ten IMP iterations towards 90%.
     """
     table = segment.barriers(study)
     targets = table["sparsity"].isin(study.settings.sparse.sparsities)

@@ -68,7 +68,7 @@ def to_init(table: pd.DataFrame) -> pd.DataFrame:
 def accuracies(table: pd.DataFrame, quantity: str = "accuracy") -> go.Figure:
     """Accuracy after training (or `before` it) against what was carried over, by procedure.
 
-    table: as `to_init` gives it of `sign_transfer.table`. Large marks are means, bars 95 %
+    table: as `to_init` gives it of `sign_transfer.table`. Large marks are means, bars 95%
     intervals, small ones the pairs.
     """
     when = "after training" if quantity == "accuracy" else "before training"
@@ -77,7 +77,7 @@ def accuracies(table: pd.DataFrame, quantity: str = "accuracy") -> go.Figure:
     said = [f"{KINDS[k]} {mean['lrr', k]:.1f}" for k in ("mask", "signs", "solution")]
     figure.update_layout(
         title=f"LRR, % {when}: {', '.join(said)}<br><sup>{table['kept'].mean():.1%} of the weights "
-        f"kept; small marks: the {table['seed'].nunique()} pairs, large: their mean, bars: 95 % "
+        f"kept; small marks: the {table['seed'].nunique()} pairs, large: their mean, bars: 95% "
         "intervals</sup>"
     )
     return figure
@@ -94,7 +94,7 @@ def barriers(table: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         title=f"To the solution of the same mask: barrier {mean['mask']:.1f} pp with the mask, "
         f"{mean['signs']:.1f} pp with its signs<br><sup>LRR; small marks: the "
-        f"{table['seed'].nunique()} pairs, large: their mean, bars: 95 % intervals</sup>"
+        f"{table['seed'].nunique()} pairs, large: their mean, bars: 95% intervals</sup>"
     )
     return figure
 

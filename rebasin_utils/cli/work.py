@@ -86,7 +86,7 @@ def plan(
                 f"{c.epochs:,}",
                 _bytes(c.megabytes),
                 f"{c.epochs_left:,}",
-                _duration(c.seconds_left),
+                costs.duration(c.seconds_left),
             )
             for c in stages
         ]
@@ -114,9 +114,9 @@ def status(preset: str, store: Path | None, device: str, set: Changes) -> None:
                 c.running,
                 c.failed,
                 c.missing,
-                _duration(c.seconds),
+                costs.duration(c.seconds),
                 f"{c.epochs_left:,}",
-                _duration(c.seconds_left),
+                costs.duration(c.seconds_left),
             )
             for c in stages
         ]
@@ -217,7 +217,7 @@ def _print_total(stages: list[costs.StageCost]) -> None:
     epochs, left = sum(c.epochs for c in stages), sum(c.epochs_left for c in stages)
     known = sum(c.seconds_left or 0 for c in stages)
     unknown = dict.fromkeys(c.stage for c in stages if c.seconds_left is None)
-    needs = f"one worker needs {_duration(known)}"
+    needs = f"one worker needs {costs.duration(known)}"
     if unknown:
         needs = needs if known else "the time is unknown"
         needs += f"; never run on this device: {', '.join(unknown)}"
@@ -240,15 +240,6 @@ def _bytes(megabytes: float) -> str:
         if megabytes >= size:
             return f"{megabytes / size:,.1f} {unit}"
     return f"{megabytes:,.0f} MB"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _write_results(

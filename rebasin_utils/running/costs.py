@@ -75,6 +75,16 @@ def failures(settings: Settings, store: Store) -> list[str]:
     return [f"{note['artifact']}: {note['why']}" for note in notes if note]
 
 
+def duration(seconds: float | None) -> str:
+    """In the unit that suits it; None is unknown."""
+    if seconds is None:
+        return "unknown"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _sizes(study: Study) -> dict[str, float]:
     """Megabytes of a net (`final`) and of a `mask` of it."""
     with torch.device("meta") if study.settings.model.name in MODELS else nullcontext():

@@ -3,7 +3,7 @@
 The text's numbers and the released code's differ more than elsewhere: 80 epochs or 90, batches of
 1024 or 256, learning rate 0.4 or, as applied, 0.04, pruning at 0.04 or 0.002. The schedule is the
 code's in both; the text names none. The code calls the masks of pruning levels 7, 10, 13 and 16
-80, 90, 95 and 97 % sparse, which with its 20 % a level they exceed; here tickets have the sparsity
+80, 90, 95 and 97% sparse, which with its 20% a level they exceed; here tickets have the sparsity
 that they are called by. Over how many GPUs batch norm was split is not published: it is not here
 (`dense.batch_norm_groups`).
 """

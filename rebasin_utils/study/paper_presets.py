@@ -81,7 +81,7 @@ def _early(sparsity: float) -> Settings:
     )
 
 
-#: Table 1; its CIFAR-100 half fits 95 %. Table 15. Figures 3, 4a, 4b.
+#: Table 1; its CIFAR-100 half fits 95%. Table 15. Figures 3, 4a, 4b.
 _SHOWN = {
     "paper-table1": (
         _ensembles("table1-cifar10", 1, "cifar10", 0.90),
@@ -150,7 +150,7 @@ _SIGN_NETS = (
 
 
 def _sign_paper(name: str, model: str, lr: float, dataset: str) -> Settings:
-    """Fifteen rounds of 20 %, transfers of 100 epochs; its masks leave about 3.5 %."""
+    """Fifteen rounds of 20%, transfers of 100 epochs; its masks leave about 3.5%."""
     return Settings(
         name=f"sign-paper-{name}-{dataset}",
         seeds=2,

@@ -110,7 +110,7 @@ def _evening(
     model: str = "resnet8",
     width: int = 1,
 ) -> Settings:
-    """A residual net with equal budgets, as pocket's; 95 % at k = 2 is looked at closer."""
+    """A residual net with equal budgets, as pocket's; 95% at k = 2 is looked at closer."""
     return Settings(
         name=f"evening-{name}",
         seeds=seeds,
@@ -127,7 +127,7 @@ def _evening(
 
 
 def _signs(name: str, model: str, lr: float, seeds: int, **signs: Any) -> Settings:
-    """36 % a round: as many weights left after 10 rounds as after 20 of the paper's."""
+    """36% a round: as many weights left after 10 rounds as after 20 of the paper's."""
     return Settings(
         name=name,
         seeds=seeds,

@@ -72,7 +72,7 @@ def schedule(targets: Sequence[float], tolerance: float = 0.0, rate: float = RAT
     Args:
         targets: sparsities in [0, 1); 0 is round 0, the dense net itself.
         tolerance: a target counts as reached by a full round that falls short of it by no more
-            than this. 0 hits every target; the released code's 0.005 ends its "95 %" at 94.50 %.
+            than this. 0 hits every target; the released code's 0.005 ends its "95%" at 94.50%.
         rate: the share of the remaining weights that a full round prunes.
 
     Raises:

@@ -57,7 +57,7 @@ def with_values(mean: float, std: float, pairs: int) -> np.ndarray:
 
 
 def with_interval(mean: float, high: float, pairs: int) -> np.ndarray:
-    """Pairs that have this mean, and this upper end of its 95 % interval."""
+    """Pairs that have this mean, and this upper end of its 95% interval."""
     std = (high - mean) / stats.t.ppf(0.975, pairs - 1) * math.sqrt(pairs)
     return with_values(mean, std, pairs)
 

@@ -108,7 +108,7 @@ def test_a_random_mask_overlaps_the_ticket_at_chance_level():
 
 @pytest.fixture(scope="module")
 def pruned():
-    """A ResNet8 and a mask of it at 80 %."""
+    """A ResNet8 and a mask of it at 80%."""
     model = models.build("resnet8", (1, 8, 8), 10, seed=0)
     state = model.state_dict()
     dense = masks.dense_mask(state, masks.prunable(model))

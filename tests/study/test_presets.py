@@ -256,5 +256,5 @@ def test_a_table_costs_the_epochs_that_were_counted_for_it(name):
     assert epochs(RELEASED[name], "dense") == epochs(PAPER[name], "dense") == dense
     assert epochs(RELEASED[name], "imp") == imp
     if PAPER[name].model.name == "resnet20":
-        assert epochs(PAPER[name], "imp") == imp + 150  # 95 % hit exactly costs a branch more
+        assert epochs(PAPER[name], "imp") == imp + 150  # 95% hit exactly costs a branch more
         assert dense + imp == 3_900

@@ -144,7 +144,7 @@ def test_the_ensembles_of_every_method_are_summed_up(finished):
 def test_the_bill_counts_what_the_owner_of_b_trains(finished):
     table = early_matching.bill(
         finished
-    )  # 2 epochs, k = 1, IMP of 1 epoch a round, 4 rounds to 50 %
+    )  # 2 epochs, k = 1, IMP of 1 epoch a round, 4 rounds to 50%
     assert table["mask"].tolist() == ["A's, naive", *["A's, permuted"] * 2, "B's own, by IMP"]
     assert table["match_epoch"].tolist()[1:3] == [1, 2]
     assert table["epochs"].tolist() == [1 + 1, 1 + 1, 2 + 1, 2 + 4 + 1]
