@@ -54,6 +54,17 @@ def mobilenet_v2_small(image_shape: Shape, classes: int, width: int = 1) -> nn.M
     return net
 
 
+def mobilenet_v2(image_shape: Shape, classes: int, width: int = 1) -> nn.Module:
+    """torchvision's MobileNetV2 without its dropout, as for ImageNet.
+
+    width: multiplies the channels, as torchvision's `width_mult`.
+    """
+    net = zoo.MobileNetV2(num_classes=classes, width_mult=width, dropout=0.0)
+    if image_shape[0] != 3:
+        net.features[0][0] = _stem_like(net.features[0][0], image_shape[0])
+    return net
+
+
 def efficientnet_b0_small(image_shape: Shape, classes: int, width: int = 1) -> nn.Module:
     """torchvision's EfficientNet-B0 with a stem of stride 1.
 
@@ -186,6 +197,7 @@ class MlpMixer(nn.Module):
 SIGN_NETS = {
     "resnet50_small": resnet50_small,
     "mobilenet_v2_small": mobilenet_v2_small,
+    "mobilenet_v2": mobilenet_v2,
     "efficientnet_b0_small": efficientnet_b0_small,
     "shufflenet_g3": ShuffleNet,
     "mlp_mixer": MlpMixer,

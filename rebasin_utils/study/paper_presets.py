@@ -172,9 +172,42 @@ def _sign_paper(name: str, model: str, lr: float, dataset: str) -> Settings:
     )
 
 
+def _sign_imagenet(
+    name: str, model: str, optimizer: str, lr: float, weight_decay: float, batch_size: int
+) -> Settings:
+    """Ten rounds of five epochs; its masks leave 10.7%."""
+    how = dict(lr=lr, weight_decay=weight_decay, batch_size=batch_size, optimizer=optimizer)
+    return Settings(
+        name=f"sign-paper-{name}-imagenet",
+        seeds=2,
+        data=dict(source="imagenet"),
+        model=dict(name=model),
+        dense=Dense(epochs=100, schedule="cosine to a thousandth", **how),
+        imp=Imp(epochs=0, **how),
+        paths=dict(alphas=(), statistics_samples=50_000),
+        signs=dict(
+            rate=0.2,
+            lr=lr,
+            warm_up=20,
+            round_epochs=5,
+            epochs=100,
+            rounds=(10,),
+            procedures=("lrr", "aws"),
+        ),
+    )
+
+
+#: The same on ImageNet: (name, net, optimiser, rate, weight decay, batch).
+_SIGN_IMAGENET = (
+    ("resnet50", "resnet50", "adam", 0.001, 1e-5, 256),
+    ("mobilenetv2", "mobilenet_v2", "sgd", 0.05, 5e-5, 256),
+    ("mlp-mixer", "mlp_mixer", "adam", 0.001, 5e-5, 512),
+)
+
 _SIGN_PAPER = {
-    dataset: tuple(_sign_paper(*net, dataset) for net in _SIGN_NETS)
-    for dataset in ("cifar100", "tiny-imagenet")
+    "cifar100": tuple(_sign_paper(*net, "cifar100") for net in _SIGN_NETS),
+    "tiny-imagenet": tuple(_sign_paper(*net, "tiny-imagenet") for net in _SIGN_NETS),
+    "imagenet": tuple(_sign_imagenet(*net) for net in _SIGN_IMAGENET),
 }
 
 PAPER = tuple(_paper(*table) for table in _TABLES)

@@ -284,6 +284,7 @@ PURPOSE = {
     "paper-figure4b": "the plane of Figure 4b",
     "sign-paper-cifar100": "the second paper's nets and rounds on CIFAR-100: GPU-weeks",
     "sign-paper-tiny-imagenet": "the same on Tiny-ImageNet",
+    "sign-paper-imagenet": "its three nets on ImageNet, two of them with Adam: GPU-months",
     "paper-resnet50-w1-imagenet": "ResNet50 on ImageNet, Table 10: several GPUs, torchrun",
     "paper-resnet50-w2-imagenet": "the same twice as wide, four times within the bottlenecks",
     "paper-svhn": "the mask on other data, CIFAR-10 to SVHN: the rebuttal's table",

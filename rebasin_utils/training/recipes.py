@@ -14,14 +14,15 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 class Recipe:
     """SGD with momentum and weight decay on every parameter, its rate stepped per epoch.
 
-    schedule: "cosine" to zero; "steps", a tenth from the middle on and a hundredth from three
-    quarters on (Oh et al. 2025); "imagenet", a rise over five epochs, then a tenth from the 31st on
-    and a hundredth from the 62nd on, however long the training is (as the released code has it); or
-    "constant". The defaults are the paper's (protocol of Adnan et
-    al. 2025, Table 3). precision: "bf16" computes the forward pass by autocast; weights, gradients
-    and statistics are float32. batch_norm_groups: into how many parts every batch is split for
-    batch norm, each with statistics of its own and the first one's kept, as where so many GPUs
-    normalise their parts of a batch; 1 is the whole batch, however many train.
+    optimizer: "adam" is torch's instead, which has no use for the momentum. schedule: "cosine" to
+    zero; "cosine to a thousandth" of the rate (Oh et al. 2025, ImageNet); "steps", a tenth from the
+    middle on and a hundredth from three quarters on (the same, small images); "imagenet", a rise
+    over five epochs, then a tenth from the 31st on and a hundredth from the 62nd on, however long
+    the training is (as the released code has it); or "constant". The defaults are the paper's
+    (protocol of Adnan et al. 2025, Table 3). precision: "bf16" computes the forward pass by
+    autocast; weights, gradients and statistics are float32. batch_norm_groups: into how many parts
+    every batch is split for batch norm, each with statistics of its own and the first one's kept,
+    as where so many GPUs normalise their parts of a batch; 1 is the whole batch, whoever trains it.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -29,9 +30,12 @@ class Recipe:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     batch_size: Annotated[int, Field(ge=1)] = 128
-    schedule: Literal["cosine", "steps", "imagenet", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine to a thousandth", "steps", "imagenet", "constant"] = (
+        "cosine"
+    )
     precision: Literal["float32", "bf16"] = "float32"
     batch_norm_groups: Annotated[int, Field(ge=1)] = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
 
     @field_validator("batch_norm_groups")
     @classmethod
@@ -46,7 +50,7 @@ class Recipe:
 
         What came later is left out where it is as it was before, so that keys stay what they were.
         """
-        later = ("schedule", "precision", "batch_norm_groups")
+        later = ("schedule", "precision", "batch_norm_groups", "optimizer")
         facts = {f.name: (getattr(self, f.name), f.default) for f in fields(Recipe)}
         return {n: v for n, (v, default) in facts.items() if n not in later or v != default}
 
@@ -64,4 +68,5 @@ class Recipe:
             return 0.975 * number / 5 if number <= 5 else 0.1 ** (number // 31)
         if self.schedule == "steps":
             return 0.1 ** sum(epoch >= share * self.epochs for share in (0.5, 0.75))
-        return 0.5 * (1 + math.cos(math.pi * epoch / max(self.epochs, 1)))
+        least = 1e-3 if self.schedule == "cosine to a thousandth" else 0.0
+        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * epoch / max(self.epochs, 1)))

@@ -35,6 +35,7 @@ from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.training.chains import chain
 from rebasin_utils.training.graphs import Graphed, choose
 from rebasin_utils.training.norms import Interpolated, inits
+from rebasin_utils.training.optimizers import Optimizer
 from rebasin_utils.training.parallel import Parallel
 from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.recipes import Recipe
@@ -167,12 +168,13 @@ def _way(
 class _Progress:
     """Where a run stands: what its checkpoint file holds.
 
-    step: of the epoch, so many of its batches are behind it; total: the sum of their losses.
+    memory: the optimiser's, by its names. step: of the epoch, so many of its batches are behind it;
+    total: the sum of their losses.
     """
 
     epoch: int
     state: State
-    momentum: State = field(default_factory=dict)
+    memory: dict[str, State] = field(default_factory=dict)
     snapshots: dict[int, State] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -199,11 +201,12 @@ class _Progress:
             for key in file.keys():  # noqa: SIM118 (not a dict)
                 part, name = key.split("/", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
-        snapshots = {int(p): tensors for p, tensors in parts.items() if p.isdigit()}
+        state = parts.pop("state")
+        snapshots = {int(p): parts.pop(p) for p in list(parts) if p.isdigit()}
         return cls(
             meta["epoch"],
-            parts["state"],
-            parts.get("momentum", {}),
+            state,
+            parts,
             snapshots,
             meta["losses"],
             meta["seconds"],
@@ -212,9 +215,8 @@ class _Progress:
         )
 
     def write(self, path: Path) -> None:
-        parts = {"state": self.state, "momentum": self.momentum} | {
-            str(epoch): state for epoch, state in self.snapshots.items()
-        }
+        parts = {"state": self.state} | self.memory
+        parts |= {str(epoch): state for epoch, state in self.snapshots.items()}
         tensors = {f"{part}/{n}": t for part, s in parts.items() for n, t in s.items()}
         meta = {"epoch": self.epoch, "losses": self.losses, "seconds": self.seconds}
         meta |= {"step": self.step, "total": self.total}
@@ -255,22 +257,19 @@ class _Group:
         self.losses = [list(b.losses) for b in begun]
         self.seconds = [b.seconds for b in begun]
         self.snapshots = [dict(b.snapshots) for b in begun]
-        self.optimizer = torch.optim.SGD(
-            [{"params": self.net.trained, "initial_lr": recipe.lr}],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, recipe.lr_factor, last_epoch=self.epoch - 1
-        )
-        if begun[0].momentum:
-            buffers = [torch.zeros_like(tensor) for tensor in self.net.trained]
-            for name, buffer in self.net.named(buffers).items():
-                buffer.copy_(torch.stack([b.momentum[name] for b in begun]))
-            for tensor, buffer in zip(self.net.trained, buffers, strict=True):
-                self.optimizer.state[tensor]["momentum_buffer"] = buffer
+        self.optimizer = Optimizer(recipe, self.net.trained, self.epoch)
+        if begun[0].memory:
+            steps = self.epoch * batches.steps + self.step
+            self.optimizer.remember(
+                {part: self._stacked(begun, part) for part in begun[0].memory}, steps
+            )
+
+    def _stacked(self, begun: Sequence[_Progress], part: str) -> list[Tensor]:
+        """What the optimisers of all runs remembered, as tensors like the trained ones."""
+        buffers = [torch.zeros_like(tensor) for tensor in self.net.trained]
+        for name, buffer in self.net.named(buffers).items():
+            buffer.copy_(torch.stack([b.memory[part][name] for b in begun]))
+        return buffers
 
     def run(
         self, until: int | None, progress: Callable[[int], None], checkpoint_seconds: float
@@ -310,7 +309,7 @@ class _Group:
             if self.step < self.batches.steps:
                 begin = self._add_seconds(begin)
                 yield
-        self.schedule.step()
+        self.optimizer.schedule.step()
         for losses, loss in zip(
             self.losses, (self.total / self.batches.steps).tolist(), strict=True
         ):
@@ -344,16 +343,16 @@ class _Group:
         return time.monotonic()
 
     def _write_checkpoints(self) -> None:
-        momenta: list[State] = [{}] * self.net.runs
-        if self.recipe.momentum:
-            buffers = [self.optimizer.state[t]["momentum_buffer"] for t in self.net.trained]
-            momenta = of_each_run(self.net.named(buffers))
+        memories: list[dict[str, State]] = [{} for _ in range(self.net.runs)]
+        for part, buffers in self.optimizer.memory().items():
+            for memory, own in zip(memories, of_each_run(self.net.named(buffers)), strict=True):
+                memory[part] = own
         totals = self.total.tolist()
         for i, (job, state) in enumerate(zip(self.jobs, self.net.states(), strict=True)):
             if job.checkpoint is not None:
                 snapshots, losses, seconds = self.snapshots[i], self.losses[i], self.seconds[i]
                 place = self.step, totals[i]
-                _Progress(self.epoch, state, momenta[i], snapshots, losses, seconds, *place).write(
+                _Progress(self.epoch, state, memories[i], snapshots, losses, seconds, *place).write(
                     job.checkpoint
                 )
 

@@ -1,4 +1,4 @@
-"""No text of a figure covers another or is cut off: in notebooks and on pages, which give it 700 pixels."""
+"""No text of a figure covers another or is cut off: in notebooks and on pages of 700 pixels."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def show(page: Page, folder: Path, html: str, width: int) -> list[dict]:
     place.write_text(f'<!doctype html>{head}<script src="plotly.min.js"></script>{html}')
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(place.as_uri())
-    page.wait_for_function(
-        "[...document.querySelectorAll('.plotly-graph-div')].every(p => p.querySelector('.main-svg'))"
-    )
-    return [plot.evaluate(TEXTS) for plot in page.locator(".plotly-graph-div").all()]
+    plots = page.locator(".plotly-graph-div").all()
+    for plot in plots:
+        plot.locator(".main-svg").first.wait_for(state="attached")
+    return [plot.evaluate(TEXTS) for plot in plots]
 
 
 def overlapping(texts: list[dict], slack: float = 3) -> list[tuple[str, str]]:

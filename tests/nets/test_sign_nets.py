@@ -21,6 +21,7 @@ SHAPE = (3, 32, 32)
 SIZES = {
     "resnet50_small": (23_705_252, 37),
     "mobilenet_v2_small": (2_351_972, 25),
+    "mobilenet_v2": (2_351_972, 25),
     "efficientnet_b0_small": (4_135_648, 40),
     "shufflenet_g3": (1_012_492, 0),
     "mlp_mixer": (3_653_988, 25),

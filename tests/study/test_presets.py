@@ -258,3 +258,19 @@ def test_a_table_costs_the_epochs_that_were_counted_for_it(name):
     if PAPER[name].model.name == "resnet20":
         assert epochs(PAPER[name], "imp") == imp + 150  # 95% hit exactly costs a branch more
         assert dense + imp == 3_900
+
+
+@pytest.mark.parametrize("settings", preset("sign-paper-imagenet"), ids=lambda s: s.name)
+def test_the_sign_papers_imagenet_runs_have_its_numbers(settings):
+    quoted = published.table("aws_hyperparameters").query("dataset == 'ImageNet'")
+    net = settings.name.removeprefix("sign-paper-").removesuffix("-imagenet").replace("-", "")
+    archs = quoted["arch"].str.lower().str.replace("-", "").str.split(" ").str[0]
+    (row,) = quoted[(quoted["pruning_rounds"] > 0) & (archs == net)].itertuples()
+    s, dense = settings.signs, settings.dense
+    assert (dense.optimizer, s.lr) == (row.optimizer.lower(), float(row.lr))
+    assert dense.weight_decay == float(row.weight_decay)
+    assert (dense.batch_size, s.rate) == (int(row.batch_size), 0.2)
+    assert row.epochs == f"{s.warm_up} + {s.round_epochs} per round"
+    assert s.rounds == (int(row.pruning_rounds),)
+    assert 1 - 0.8 ** s.rounds[0] == pytest.approx(float(row.final_sparsity), abs=1e-3)
+    assert (s.epochs, dense.schedule) == (100, "cosine to a thousandth")

@@ -50,13 +50,30 @@ def test_the_learning_rate_is_torchs_cosine_from_one_to_zero():
         cosine.step()
 
 
+def test_a_cosine_to_a_thousandth_is_torchs():
+    recipe = Recipe(epochs=17, lr=0.3, schedule="cosine to a thousandth")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 17, eta_min=0.0003)
+    for epoch in range(18):
+        expected = optimizer.param_groups[0]["lr"]
+        assert recipe.lr * recipe.lr_factor(epoch) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        cosine.step()
+
+
+def test_adam_is_a_fact_and_sgd_is_none():
+    sgd, adam = (Recipe(5, 0.1, optimizer=name) for name in ("sgd", "adam"))
+    assert sgd.facts() == Recipe(5, 0.1).facts()
+    assert adam.facts() == sgd.facts() | {"optimizer": "adam"}
+
+
 def test_a_constant_learning_rate_stays_what_it_is():
     recipe = Recipe(epochs=17, lr=0.3, schedule="constant")
     assert {recipe.lr_factor(epoch) for epoch in range(18)} == {1.0}
 
 
 def test_another_schedule_is_refused():
-    with pytest.raises(ValidationError, match="'cosine', 'steps', 'imagenet' or 'constant'"):
+    with pytest.raises(ValidationError, match=r"'cosine', .*'steps', 'imagenet' or 'constant'"):
         Recipe(5, 0.1, schedule="linear")
 
 

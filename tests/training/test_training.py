@@ -243,16 +243,18 @@ print((peak(6) - fewer) / 3, bytes_of_a_run(net, 196, batch))
 
 
 def plain_training(net: nn.Module, job: Job, recipe: Recipe, images: Images):
-    """torch.nn.utils.prune, torch.optim.SGD and torch's cosine, in a loop."""
+    """torch.nn.utils.prune, torch.optim's SGD or Adam and torch's cosine, in a loop."""
     net.load_state_dict(job.state)
     device = images.pixels.device
     net.to(device)
     for name, kept in (job.mask or {}).items():
         module = net.get_submodule(name.removesuffix(".weight"))
         prune.custom_from_mask(module, "weight", kept.to(device))
-    optimizer = torch.optim.SGD(
-        net.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    common = dict(lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), **common)
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), momentum=recipe.momentum, **common)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs)
     batches = Batches(images, recipe.batch_size, augment=False)
     losses = []
@@ -303,6 +305,12 @@ def check_against_plain_training(
 def test_training_is_torchs_sgd_with_torchs_pruning(name, masked, momentum, images):
     recipe = Recipe(epochs=3, lr=0.05, momentum=momentum, weight_decay=5e-3, batch_size=64)
     check_against_plain_training(NETS[name](seed=4), recipe, images, masked)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_bn", "resnet8"])
+def test_training_with_adam_is_torchs(name, images):
+    recipe = Recipe(epochs=3, lr=0.002, weight_decay=5e-3, batch_size=64, optimizer="adam")
+    check_against_plain_training(NETS[name](seed=4), recipe, images, masked=True)
 
 
 def test_training_at_a_constant_rate_is_torchs_sgd_without_a_schedule(images):
@@ -397,11 +405,19 @@ def interrupt_at(epoch: int, runs: int):
 
 
 @pytest.mark.parametrize(
-    ("name", "momentum"), [("mlp", 0.9), ("mlp", 0.0), ("mlp_bn", 0.9), ("resnet8", 0.9)]
+    ("name", "how"),
+    [
+        ("mlp", {}),
+        ("mlp", {"momentum": 0.0}),
+        ("mlp", {"optimizer": "adam"}),
+        ("mlp_bn", {}),
+        ("resnet8", {}),
+        ("resnet8", {"optimizer": "adam"}),
+    ],
 )
-def test_a_run_interrupted_at_any_epoch_ends_in_the_same_bytes(name, momentum, images, tmp_path):
+def test_a_run_interrupted_at_any_epoch_ends_in_the_same_bytes(name, how, images, tmp_path):
     build = NETS[name]
-    recipe = Recipe(epochs=4, lr=0.08, momentum=momentum, batch_size=64)
+    recipe = Recipe(epochs=4, lr=0.005, batch_size=64, **how)
     net = build(seed=2)
     job = Job(net.state_dict(), 7, ticket(net), snapshots=(0, 1, 3))
     expected = train(net, job, recipe, images)
