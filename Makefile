@@ -27,7 +27,11 @@ study: .venv/installed
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=900 notebooks -p no:cacheprovider
+	$(BIN)/python tests/with_three_pairs.py build/notebooks
+	$(BIN)/rebasin run --preset pocket --set seeds=3 --quiet
+	$(BIN)/rebasin run --preset pocket-imagenet --quiet
+	REBASIN_WORKERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -p no:cacheprovider \
+		--nbval-lax --nbval-cell-timeout=900 build/notebooks
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def test_the_headline_table_is_the_grid_of_the_committed_results():
 
 
 def test_the_share_of_the_gap_is_the_one_that_was_measured():
-    (share,) = re.findall(r"π closes (\d+) % of the gap", README)
+    (share,) = re.findall(r"π closes (\d+)% of the gap between", README)
     assert int(share) == round(100 * gap_closed(RESULTS, "permuted", 0.9))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SMOKE = ("-p", "preset", "smoke", "-p", "sparsity", "0.8")
 
 
 def python(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -55,7 +56,7 @@ def test_the_notebooks_come_with_it_and_run_where_they_are_copied_to(rebasin, in
     folder = tmp_path / "class"
     assert {path.name: path.read_bytes() for path in (folder / "notebooks").iterdir()} == ours
 
-    done = rebasin("notebooks", "run", "04", "-p", "preset", "smoke", cwd=folder)
+    done = rebasin("notebooks", "run", "04", *SMOKE, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["notebooks", "runs"]
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["notebooks", "store"]
@@ -65,7 +66,7 @@ def test_the_notebooks_come_with_it_and_run_where_they_are_copied_to(rebasin, in
 
 def test_without_a_copy_they_run_in_the_working_folder(rebasin, installed, tmp_path):
     before = everything(installed)
-    done = rebasin("notebooks", "run", "01")
+    done = rebasin("notebooks", "run", "09", *SMOKE[:3])
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     refused = rebasin("notebooks", "refresh", "01")

@@ -312,7 +312,7 @@ def test_the_verdicts_on_variances_and_segments_follow_from_their_tables(finishe
 
 def test_the_verdict_on_widths_compares_the_narrowest_with_the_widest(finished):
     table = width.of_widths([finished, finished], 0.5, 1)
-    claims = ["matched", "matched_repair", "the wider net lacks less"]
+    claims = ["matched", "matched_repair", "the wider net lacks less", "π closes more"]
     assert all(c.startswith(s) for c, s in zip(table["claim"], claims, strict=True))
     assert all(numbers(ours) == [0] for ours in table["ours"])
     assert "lacks less" not in " ".join(width.of_widths([finished] * 2, 0.7, 1)["claim"])
