@@ -243,7 +243,7 @@ def _mathml(formula: re.Match) -> str:
     """A formula as MathML, which browsers draw by themselves."""
     shown = formula["display"] is not None
     return latex2mathml.converter.convert(
-        (formula["display"] or formula["inline"]).strip(), "block" if shown else "inline"
+        (formula["display"] or formula["inline"]).strip(), display="block" if shown else "inline"
     )
 
 

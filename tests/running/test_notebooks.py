@@ -157,3 +157,10 @@ def test_a_failing_notebook_is_named_and_leaves_its_page(tmp_path: Path):
         batch.refuse_failures(table, tmp_path / "pages")
     (page,) = table["page"]
     assert "sparsity = " in (tmp_path / "pages" / page).read_text()
+
+
+def test_a_formula_of_its_own_line_stays_on_one():
+    cell = nbformat.v4.new_markdown_cell("$$a$$ and $b$")
+    made = notebooks.offline(nbformat.v4.new_notebook(cells=[cell])).cells[0].source
+    assert re.findall(r'display="(\w+)"', made) == ["block", "inline"]
+    assert 'xmlns="http://www.w3.org/1998/Math/MathML"' in made
