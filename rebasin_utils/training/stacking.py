@@ -71,10 +71,10 @@ def lines_up(model: nn.Module, inputs: int, batch: int) -> bool:
 def bytes_of_a_run(model: nn.Module, inputs: int, batch: int) -> int:
     """A bound of what one run of a stack takes while it is trained.
 
-    Its parameters are held with gradient, momentum and mask, and as often again where a stack is
-    made or taken apart; of the activations, all outputs, those of norm layers twice, and, on the
-    way back, three of the largest, or four where it leads through a norm layer. Three quarters
-    more are for the gaps that an allocator leaves.
+    Its parameters are held with gradient, momentum and mask (Adam's second memory is not counted),
+    and as often again where a stack is made or taken apart; of the activations, all outputs, those
+    of norm layers twice, and, on the way back, three of the largest, or four where it leads through
+    a norm layer. Three quarters more are for the gaps that an allocator leaves.
 
     Args:
         inputs: numbers of one image.
