@@ -16,6 +16,9 @@ PRESET ?= pocket
 BIN := .venv/bin
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install \
 	--disable-pip-version-check) --quiet $(PIP_ARGS) -c constraints.txt
+# What tests take of the pocket study: fewer pairs, and shorter runs.
+LIGHTER := seeds=3 imp.epochs=1 sparse.epochs=4 \
+	signs.warm_up=3 signs.round_epochs=2 signs.epochs=4
 # One thread a process: the study runs one process per core.
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
@@ -27,8 +30,8 @@ study: .venv/installed
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python tests/with_three_pairs.py build/notebooks
-	$(BIN)/rebasin run --preset pocket --set seeds=3 --quiet
+	$(BIN)/python tests/lighter_notebooks.py build/notebooks $(LIGHTER)
+	$(BIN)/rebasin run --preset pocket $(LIGHTER:%=--set %) --quiet
 	$(BIN)/rebasin run --preset pocket-imagenet --quiet
 	REBASIN_WORKERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -p no:cacheprovider \
 		--nbval-lax --nbval-cell-timeout=900 build/notebooks

@@ -46,6 +46,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not {"torch", "numpy", "pandas", "scipy", "pydantic", "plotly"} & loaded
 
 
+def test_torchvision_waits_until_its_networks_or_pictures_are_needed():
+    """Every command, worker and rank would wait for it."""
+    code = "import sys, rebasin_utils.running.runner; print('torchvision' in sys.modules)"
+    assert python(code).stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_library_name_is_handed_on(name: str):
     thing = getattr(rebasin_utils, name)

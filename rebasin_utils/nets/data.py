@@ -28,7 +28,7 @@ from rebasin_utils.nets.images import Images, Split
 from rebasin_utils.nets.own_images import AS_THEY_ARE, OwnImages, Reading
 from rebasin_utils.nets.pictures import Pictures
 from rebasin_utils.nets.sources import SOURCES, Source, data_root
-from rebasin_utils.nets.streams import Files, Stream, StreamedBatches
+from rebasin_utils.nets.streams import SHARE, Files, Stream, StreamedBatches
 
 __all__ = [
     "AS_THEY_ARE",
@@ -49,9 +49,6 @@ __all__ = [
     "source_of",
     "training_batches",
 ]
-
-#: Share of the free memory above which a folder's pixels are streamed rather than kept.
-SHARE = 0.25
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

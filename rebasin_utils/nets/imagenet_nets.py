@@ -52,7 +52,3 @@ def resnet50(image_shape: Shape, classes: int, width: int = 1) -> BottleneckResN
 def resnet14_bottleneck(image_shape: Shape, classes: int, width: int = 1) -> BottleneckResNet:
     """`resnet50` in miniature: one bottleneck a stage, an eighth of the channels at width 1."""
     return BottleneckResNet(image_shape, classes, [1, 1, 1, 1], width / 8)
-
-
-#: By the names that settings accept.
-IMAGENET_NETS = {"resnet50": resnet50, "resnet14_bottleneck": resnet14_bottleneck}

@@ -52,6 +52,10 @@ class Split(ABC):
     def pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order: uint8 pixels and labels, `size` at a time, the last maybe fewer."""
 
+    def held(self) -> Split:
+        """The same split in memory, for what looks at it many times, where it fits; else itself."""
+        return self
+
     def head(self, n: int) -> Self:
         """The first `n` samples."""
         return self.chosen(slice(n))

@@ -16,16 +16,15 @@ modules, so that each activation has a name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError
-from rebasin_utils.nets.imagenet_nets import IMAGENET_NETS
-from rebasin_utils.nets.sign_nets import SIGN_NETS
 
 
 class MLP(nn.Module):
@@ -217,6 +216,18 @@ def resnet20(image_shape: tuple[int, int, int], classes: int, width: int = 1) ->
     return ResNet(image_shape, classes, depth=20, width=width)
 
 
+def _of(module: str, name: str) -> Callable[..., nn.Module]:
+    """A constructor of another module here, imported when it is first called.
+
+    Those modules import torchvision, which takes nearly as long as torch.
+    """
+
+    def build(*args: Any, **options: Any) -> nn.Module:
+        return getattr(import_module(f"rebasin_utils.nets.{module}"), name)(*args, **options)
+
+    return build
+
+
 #: name -> constructor(image_shape, classes, width=…); the names that settings accept.
 MODELS = {
     "mlp": MLP,
@@ -226,8 +237,14 @@ MODELS = {
     "vgg11_bn": vgg11_bn,
     "mlp_bn": mlp_bn,
     "mlp_ln": mlp_ln,
-    **SIGN_NETS,
-    **IMAGENET_NETS,
+    "resnet50_small": _of("sign_nets", "resnet50_small"),
+    "mobilenet_v2_small": _of("sign_nets", "mobilenet_v2_small"),
+    "mobilenet_v2": _of("sign_nets", "mobilenet_v2"),
+    "efficientnet_b0_small": _of("sign_nets", "efficientnet_b0_small"),
+    "shufflenet_g3": _of("sign_nets", "ShuffleNet"),
+    "mlp_mixer": _of("sign_nets", "MlpMixer"),
+    "resnet50": _of("imagenet_nets", "resnet50"),
+    "resnet14_bottleneck": _of("imagenet_nets", "resnet14_bottleneck"),
 }
 
 

@@ -193,17 +193,6 @@ class MlpMixer(nn.Module):
         return self.classifier(self.norm(self.blocks(x)).mean(1))
 
 
-#: As `models.MODELS`.
-SIGN_NETS = {
-    "resnet50_small": resnet50_small,
-    "mobilenet_v2_small": mobilenet_v2_small,
-    "mobilenet_v2": mobilenet_v2,
-    "efficientnet_b0_small": efficientnet_b0_small,
-    "shufflenet_g3": ShuffleNet,
-    "mlp_mixer": MlpMixer,
-}
-
-
 def _one(width: int, name: str, classes: int) -> int:
     if width != 1:
         raise InputError(f"model.width = {width}: {name} comes in width 1 only")

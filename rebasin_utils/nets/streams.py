@@ -22,15 +22,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms import functional as transforms
 
 from rebasin_utils.errors import InputError, RunError
 from rebasin_utils.nets.batches import EpochPlan, require_a_batch
-from rebasin_utils.nets.devices import cores
-from rebasin_utils.nets.images import Split
+from rebasin_utils.nets.devices import cores, memory_available
+from rebasin_utils.nets.images import Images, Split
 from rebasin_utils.nets.pictures import fitted, in_colour, opened, shorter_side
 from rebasin_utils.nets.sources import Source
+
+#: Share of the free memory above which pixels are streamed rather than kept.
+SHARE = 0.25
+
+#: Images that are decoded at a time to be kept.
+HELD_AT_ONCE = 256
 
 #: Batches that every process of a loader has ready or in the making.
 PREFETCHED = 2
@@ -130,6 +134,9 @@ def _random_part(
     image: Image.Image, size: Sequence[int], seeds: Sequence[int]
 ) -> tuple[Image.Image, bool]:
     """A random part of the original, resized to (height, width), and whether to flip it."""
+    from torchvision.transforms import RandomResizedCrop
+    from torchvision.transforms import functional as transforms
+
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     with torch.random.fork_rng(devices=[]):
         # `torch.manual_seed` also asks after GPUs, which takes longer than decoding.
@@ -179,6 +186,13 @@ class Stream(Split):
         batches = self.read(cuts, min(size, len(self)))
         for pixels, labels in zip(batches, self.labels.split(size), strict=True):
             yield pixels.movedim(-1, 1).contiguous(), labels
+
+    def held(self) -> Split:
+        """Decoded once: `Images`, where the pixels take at most `SHARE` of the memory there."""
+        if len(self) * math.prod(self.shape) > SHARE * memory_available(self.device):
+            return self
+        pixels = [pixels for pixels, _ in self.pieces(HELD_AT_ONCE)]
+        return Images(torch.cat(pixels), self.labels, self.source)
 
     def read(self, cuts: Iterable[Sequence[Cut]], most: int) -> Iterator[Tensor]:
         """Batches of uint8 [batch, height, width, channels], on the device; of `most` at most."""

@@ -9,7 +9,6 @@ from torch import nn
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets import models
 from rebasin_utils.nets.images import Images
-from rebasin_utils.nets.sign_nets import SIGN_NETS
 from rebasin_utils.nets.sources import SOURCES
 from rebasin_utils.symmetry.permutation import permute, random_permutation
 from rebasin_utils.symmetry.spec import PermutationSpec
@@ -65,7 +64,7 @@ def test_of_shufflenet_nothing_can_be_moved_and_that_is_said():
         spec.prove(net, torch.zeros(2, *SHAPE))
 
 
-@pytest.mark.parametrize("name", SIGN_NETS)
+@pytest.mark.parametrize("name", SIZES)
 def test_a_step_of_training_changes_every_weight_and_is_the_same_again(name):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (8, *SHAPE), dtype=torch.uint8, generator=generator)

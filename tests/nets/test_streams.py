@@ -171,11 +171,26 @@ def test_a_killed_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_path, mon
 
 def test_what_does_not_fit_is_streamed(folder, monkeypatch):
     pixels = 38 * 16 * 16 * 3
-    free = {"available": int(pixels / data.SHARE) - 1}
+    free = {"available": int(pixels / streams.SHARE) - 1}
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(**free))
     assert isinstance(data.load(str(folder), "train"), data.Stream)
     free["available"] += 2
     assert not data.is_streamed(str(folder))
+
+
+def test_a_held_stream_has_the_same_images_without_opening_a_file_again(folder, monkeypatch):
+    stream = data.load(str(folder), "test", stream=True).head(7)
+    expected = [pixels for pixels, _ in stream.pieces(3)]
+    monkeypatch.setattr(streams, "memory_available", lambda device: 0)
+    assert stream.held() is stream
+    monkeypatch.undo()
+    held = stream.held()
+    monkeypatch.setattr(streams.Files, "__getitems__", None)
+    found = [pixels for pixels, _ in held.pieces(3)]
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    assert torch.equal(held.labels, stream.labels)
+    assert held.source == stream.source
+    assert held.held() is held
 
 
 def test_the_miniature_is_written_when_it_is_first_used():

@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from rebasin_utils.landscape import interpolation, repair
-from rebasin_utils.nets.data import Split
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
 from rebasin_utils.study.stages import dense, matching
@@ -62,8 +61,9 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
     model, alphas = run.model, run.settings.paths.alphas
     moving, reference = (run.state(parent) for parent in node.parents[:2])
     matched = permute(run.spec, run.tensors(node.parents[2]), moving)
-    splits: dict[str, Split] = measured_on(run)
-    of_variance = {"test": splits["test"].head(2000), "train": samples(run)}
+    splits = {split: measured_on(run, split) for split in ("test", "train")}
+    corrected_on = samples(run)
+    of_variance = {"test": splits["test"].head(2000), "train": corrected_on}
     of_reference = {split: statistics(run, reference, x) for split, x in of_variance.items()}
     paths, variances = [], []
     for name, first in (("unmatched", moving), ("matched", matched)):
@@ -72,7 +72,7 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
             for split, images in of_variance.items()
         }
         for correction in corrections(model):
-            at = interpolation.merger(model, first, reference, correction, samples(run))
+            at = interpolation.merger(model, first, reference, correction, corrected_on)
             states = [at(alpha) for alpha in alphas]
             for split, images in splits.items():
                 points = finite(interpolation.evaluate(model, states, images))

@@ -82,7 +82,7 @@ def _measure(run: Context, node: Node) -> dict[str, float | None]:
         few = match_activations(
             run.spec, moving, reference, parts, objective=objective, until=1e-12
         )
-    held = measured_on(run)["test"]
+    held = measured_on(run)
     batches = (x for x, _ in in_order(held, 500))
     truth = similarities(run.spec, moving, reference, batches, objective=objective)
     totals = {"held_out": 0.0, "best_held_out": 0.0}

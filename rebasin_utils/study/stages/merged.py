@@ -30,14 +30,13 @@ def corrections(model: nn.Module) -> tuple[Correction, ...]:
 
 def samples(run: Reader) -> Split:
     """The training images on which the statistics of merged nets are corrected."""
-    return run.split("train").head(run.settings.paths.statistics_samples)
+    return run.split("train").head(run.settings.paths.statistics_samples).held()
 
 
-def measured_on(run: Reader) -> dict[str, Split]:
+def measured_on(run: Reader, split: str = "test") -> Split:
     """The images that paths are measured on."""
-    n = run.settings.paths.samples
-    splits = {name: run.split(name) for name in ("test", "train")}
-    return {name: images if n is None else images.head(n) for name, images in splits.items()}
+    n, images = run.settings.paths.samples, run.split(split)
+    return (images if n is None else images.head(n)).held()
 
 
 def statistics(run: Context, state: State, images: Split) -> Statistics:

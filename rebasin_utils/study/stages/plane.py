@@ -71,7 +71,7 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
     points, (low, high) = run.settings.closer_look.plane_points, RANGE
     even = [low + (high - low) * i / (points - 1) for i in range(points)]
     ticks = sorted({*even, 0.0, 1.0})  # with the nets themselves
-    grid = survey(run.model, through, ticks, ticks, measured_on(run)["test"], samples(run))
+    grid = survey(run.model, through, ticks, ticks, measured_on(run), samples(run))
     models = {
         "π(LTH)": sparse_moved,
         "permuted": end,

@@ -57,7 +57,7 @@ class Segment(Stage):
             first, second = (run.state(parent) for parent in node.parents[:2])
             if len(node.parents) > 2:
                 first = permute(run.spec, run.tensors(node.parents[2]), first)
-            images, corrected_on = measured_on(run)["test"], samples(run)
+            images, corrected_on = measured_on(run), samples(run)
             paths = []
             for correction in corrections(run.model):
                 points = interpolation.path(

@@ -38,7 +38,7 @@ class SignPaths(Stage):
             end, solution = run.state(transfer), run.state(goal)
             permutation = sign_transfer.moves(run, transfer)
             moved = solution if permutation is None else permute(run.spec, permutation, solution)
-            images = measured_on(run)["test"]
+            images = measured_on(run)
             logits = predict(run.model, [end, solution], images)
             metrics = {
                 "alphas": ALPHAS,
@@ -68,7 +68,7 @@ def to_solution(settings: Settings, transfer: Node) -> Node:
 def along(run: Context, first: dict, second: dict) -> list[dict[str, float | None]]:
     """Accuracy and loss on test images on the way between two states."""
     states = [with_statistics(run, interpolation.lerp(first, second, a)) for a in ALPHAS]
-    return finite(interpolation.evaluate(run.model, states, measured_on(run)["test"]))
+    return finite(interpolation.evaluate(run.model, states, measured_on(run)))
 
 
 def table(study: Reader) -> pd.DataFrame:

@@ -1,9 +1,9 @@
-"""Write the notebooks, set to three pairs of nets, where nbval is to find them.
+"""Write the notebooks, set to smaller studies, where nbval is to find them.
 
-    python tests/with_three_pairs.py FOLDER
+    python tests/lighter_notebooks.py FOLDER SETTING=VALUE …
 
-They are what readers open but for that one parameter, set as papermill sets it: the pairs are
-trained alike, and three show whether a notebook runs in a third of the time of nine.
+They are what readers open but for the parameter `changes`, set as papermill sets it: fewer pairs,
+which are trained for fewer epochs, show as well whether a notebook runs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from papermill.parameterize import parameterize_notebook
 from rebasin_utils.running import notebooks
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, changes: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for notebook in notebooks.originals():
         content = load_notebook_node(str(notebook.path))
         if notebook.parameters.get("preset") == "pocket":
-            content = parameterize_notebook(content, {"seeds": 3})
+            content = parameterize_notebook(content, {"changes": changes})
         nbformat.write(content, folder / notebook.path.name)
     shutil.copy(notebook.path.parent / "conftest.py", folder)
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), " ".join(sys.argv[2:]))
