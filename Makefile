@@ -17,7 +17,7 @@ BIN := .venv/bin
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install \
 	--disable-pip-version-check) --quiet $(PIP_ARGS) -c constraints.txt
 # What tests take of the pocket study: fewer pairs, and shorter runs.
-LIGHTER := seeds=3 imp.epochs=1 sparse.epochs=4 \
+LIGHTER := seeds=3 imp.epochs=1 sparse.epochs=4 paths.samples=1500 \
 	signs.warm_up=3 signs.round_epochs=2 signs.epochs=4
 # One thread a process: the study runs one process per core.
 export OMP_NUM_THREADS := 1

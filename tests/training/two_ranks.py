@@ -20,7 +20,7 @@ from rebasin_utils.symmetry.spec import PermutationSpec
 from rebasin_utils.training.evaluate import evaluate
 from rebasin_utils.training.ranks import joined, started
 from rebasin_utils.training.recipes import Recipe
-from rebasin_utils.training.train import Job, train
+from rebasin_utils.training.train import Job, Trained, train
 
 RECIPE = Recipe(epochs=5, lr=0.02, batch_size=32)  # 20 steps of 128 images
 
@@ -37,13 +37,26 @@ def images(n: int = 128) -> Images:
 
 def trained(name: str, recipe: Recipe, ranks) -> dict[str, torch.Tensor]:
     """A masked net, trained and tested."""
+    done = _train(name, recipe, ranks)
+    (test,) = evaluate(
+        models.build(name, images().shape, 10), [done.state], images(301), 100, ranks
+    )
+    return {**done.state, "losses": torch.tensor(done.losses), "test": torch.tensor(test)}
+
+
+def interpolated(name: str, ranks) -> dict[str, torch.Tensor]:
+    """The same by AWS, whose nets are to be tested when their statistics are recomputed."""
+    done = _train(name, RECIPE, ranks, aws_seed=7)
+    return {**done.state, "losses": torch.tensor(done.losses)}
+
+
+def _train(name: str, recipe: Recipe, ranks, aws_seed: int | None = None) -> Trained:
     net = models.build(name, images().shape, 10, seed=1)
     state = net.state_dict()
     names = masks.prunable(net)
     mask = masks.global_magnitude(state, masks.dense_mask(state, names), keep=2000)
-    done = train(net, Job(state, 3, mask), recipe, images(), augment=True, ranks=ranks)
-    (test,) = evaluate(net, [done.state], images(301), 100, ranks)
-    return {**done.state, "losses": torch.tensor(done.losses), "test": torch.tensor(test)}
+    job = Job(state, 3, mask, aws_seed=aws_seed)
+    return train(net, job, recipe, images(), augment=True, ranks=ranks)
 
 
 def matched(name: str, ranks) -> dict[str, torch.Tensor]:
@@ -59,6 +72,7 @@ DEEDS = {
     "mlp": lambda ranks: trained("mlp", RECIPE, ranks),
     "synchronised": lambda ranks: trained("resnet8", RECIPE, ranks),
     "grouped": lambda ranks: trained("resnet8", replace(RECIPE, batch_norm_groups=4), ranks),
+    "interpolated": lambda ranks: interpolated("resnet8", ranks),
     "match-mlp": lambda ranks: matched("mlp", ranks),
     "match-resnet8": lambda ranks: matched("resnet8", ranks),
 }
