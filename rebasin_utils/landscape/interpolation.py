@@ -65,11 +65,12 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Batch]) -
     """
     net = copy.deepcopy(model)
     net.load_state_dict(state)
+    net.eval()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()  # nothing else: dropout would change what is measured
             module.reset_running_stats()
             module.momentum = None  # a cumulative mean
-    net.train()
     laid_out = False
     for batch in batches:
         if not laid_out and runs_channels_last(net, lambda n, x=batch: run(n, head(x, 2))):

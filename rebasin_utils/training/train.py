@@ -1,10 +1,11 @@
 """Dense and masked training of many small runs of one architecture.
 
 `train_many` trains a list of `Job`s and returns what training them one by one would: a run's
-randomness comes from its own seed alone, so what is trained beside it changes nothing. Networks
-of linear layers are stacked and stepped together (batched matrix products); the others run one
-after another in channels-last memory (`benchmarks/training_candidates.md` decided), or on a GPU
-side by side as graphs, where a trial finds that faster.
+randomness comes from its own seed alone, what a network itself draws (`draws`) included, so what is
+trained beside it changes nothing. Networks of linear layers are stacked and stepped together
+(batched matrix products); the others run one after another in channels-last memory
+(`benchmarks/training_candidates.md` decided), or on a GPU side by side as graphs, where a trial
+finds that faster.
 
 Masked weights are held at zero by multiplying with the mask after every step. This equals
 `torch.nn.utils.prune`, where a masked weight gets no gradient and is never seen by the forward
@@ -19,6 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,13 +35,21 @@ from rebasin_utils.files import replace_synced
 from rebasin_utils.nets.data import Batches, Split, training_batches
 from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.training.chains import chain
+from rebasin_utils.training.draws import drawing, draws
 from rebasin_utils.training.graphs import Graphed, choose
 from rebasin_utils.training.norms import Interpolated, inits
 from rebasin_utils.training.optimizers import Optimizer
 from rebasin_utils.training.parallel import Parallel
 from rebasin_utils.training.ranks import Ranks
 from rebasin_utils.training.recipes import Recipe
-from rebasin_utils.training.stacking import Single, Stacked, of_each_run, single_for, stack_for
+from rebasin_utils.training.stacking import (
+    Single,
+    Stacked,
+    of_each_run,
+    single_for,
+    stack_for,
+    stackable,
+)
 
 #: Runs that one worker is dealt at a time.
 TOGETHER = 12
@@ -117,11 +127,12 @@ def train_many(
         jobs = [job if ranks.leads else replace(job, checkpoint=None) for job in jobs]
     part = (0, 1) if ranks is None else ranks.part
     batches = training_batches(images, recipe.batch_size, augment, part)
-    kind, together = _way(model, jobs, batches, recipe, ranks)
+    drawn = not stackable(model) and draws(model, images)
+    kind, together = _way(model, jobs, batches, recipe, ranks, drawn)
     results: list[Trained | None] = [None] * len(jobs)
     for chosen, theirs in _groups(begun, together):
         net = kind(model, [b.state for b in theirs], images.device)
-        group = _Group(model, net, [jobs[i] for i in chosen], theirs, recipe, batches)
+        group = _Group(model, net, [jobs[i] for i in chosen], theirs, recipe, batches, drawn)
         for i, trained in zip(chosen, group.run(until, progress, checkpoint_seconds), strict=True):
             results[i] = trained
     return results if ranks is None else ranks.told(results)
@@ -150,6 +161,7 @@ def _way(
     batches: Batches,
     recipe: Recipe,
     ranks: Ranks | None,
+    drawn: bool,
 ) -> tuple[Callable[..., Stacked | Single | Graphed], int]:
     """What trains these runs, and how many of them as one."""
     if ranks is not None:
@@ -158,7 +170,7 @@ def _way(
         how = {"groups": recipe.batch_norm_groups, "precision": recipe.precision}
         return partial(single_for(model, batches.images), **how), 1
     kind, together = stack_for(model, batches.images, batches.batch_size)
-    if kind is not Single or not jobs or batches.images.device.type != "cuda":
+    if kind is not Single or drawn or not jobs or batches.images.device.type != "cuda":
         return kind, together
     some = jobs[:TOGETHER]
     return choose(model, some[0].state, *next(batches.epoch([job.seed for job in some], 0)))
@@ -235,7 +247,7 @@ def _groups(
 
 
 class _Group:
-    """Jobs that are stepped together."""
+    """Jobs that are stepped together; where nets draw numbers (`drawn`), one."""
 
     def __init__(
         self,
@@ -245,7 +257,9 @@ class _Group:
         begun: Sequence[_Progress],
         recipe: Recipe,
         batches: Batches,
+        drawn: bool,
     ):
+        self.drawn = drawn
         self.net, self.jobs, self.recipe, self.batches = net, jobs, recipe, batches
         self.masks = _stacked_masks(jobs, self.net)
         self._apply_masks()
@@ -299,10 +313,11 @@ class _Group:
         if self.interpolated:
             a = self.interpolated.plan(self.aws_seeds, self.epoch, self.batches.steps)
         for x, y in self.batches.epoch(seeds, self.epoch, self.step):
-            if self.interpolated:
-                self.total += self.interpolated.losses(x, y, a[self.step])
-            else:
-                self.total += self.net.losses(x, y)
+            with self._drawing(x.device):
+                if self.interpolated:
+                    self.total += self.interpolated.losses(x, y, a[self.step])
+                else:
+                    self.total += self.net.losses(x, y)
             self.optimizer.step()
             self._apply_masks()
             self.step += 1
@@ -317,6 +332,11 @@ class _Group:
         self.epoch, self.step = self.epoch + 1, 0
         self.total.zero_()
         self._add_seconds(begin)
+
+    def _drawing(self, device: torch.device) -> AbstractContextManager[None]:
+        if not self.drawn:
+            return nullcontext()
+        return drawing(device, self.jobs[0].seed, self.epoch, self.step, self.batches.part[0])
 
     def _add_seconds(self, begin: float) -> float:
         now = time.monotonic()
