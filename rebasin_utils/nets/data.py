@@ -9,6 +9,7 @@ they are needed. `training_batches` makes training batches of either.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,8 @@ def load(
     *,
     scale_pad: bool = False,
     reading: Reading = AS_THEY_ARE,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     expected: str | None = None,
     stream: bool | None = None,
     loader_workers: int | None = None,
@@ -74,7 +77,9 @@ def load(
         limit: keep the first `limit` samples only; `Images.balanced` takes equally many of a class.
         scale_pad: whether the padding of augmented images becomes smaller with them, as that of own
             images always does; that of a named data set stays as it is otherwise.
-        reading: how own images are read.
+        reading: how own images are read; of a folder that goes by a name, whether parts are cut.
+        mean, std: by which pixels in [0, 1] are normalised, a number a channel; None: the data
+            set's own.
         expected: the `fingerprint` that own images had when something was planned for them.
         stream: decode the files of a folder while they are needed, instead of keeping all in
             memory; None: where they would take more than `SHARE` of the free memory. What is cut
@@ -85,7 +90,8 @@ def load(
         InputError: unknown name or split, a pool that does not divide the image side, or files
             that are not there and could not be downloaded; says where they are looked for and how
             to get them. Of own images, what `own_images.read` refuses, and that they have changed.
-            A `stream` of what is no folder, or none where parts of the originals are wanted.
+            A `stream` of what is no folder, or none where parts of the originals are wanted. A
+            `mean` or `std` of another number of channels.
     """
     streamed = is_streamed(name, reading, stream)
     mine = None if name in SOURCES else own(name, reading, streamed)
@@ -100,6 +106,7 @@ def load(
         raise InputError(f"pool = {pool}: must divide the image {sides} pixels")
     if scale_pad or mine is not None:
         source = replace(source, pad=(source.pad + pool // 2) // pool)
+    source = _normalised_by(source, mean=mean, std=std)
     if streamed:
         images = _stream(name, split, pool, source, reading, loader_workers)
     else:
@@ -108,6 +115,17 @@ def load(
             pixels = F.avg_pool2d(pixels.to(torch.float32), pool).round().to(torch.uint8)
         images = Images(pixels, labels, source)
     return images if limit is None else images.head(limit)
+
+
+def _normalised_by(source: Source, **given: Sequence[float] | None) -> Source:
+    given = {name: tuple(numbers) for name, numbers in given.items() if numbers is not None}
+    for name, numbers in given.items():
+        if len(numbers) != source.shape[0]:
+            raise InputError(
+                f"data.{name} = {list(numbers)}: must be one number for each of the "
+                f"{source.shape[0]} channels of the images"
+            )
+    return replace(source, **given)
 
 
 def training_batches(
@@ -132,7 +150,7 @@ def is_streamed(name: str, reading: Reading = AS_THEY_ARE, stream: bool | None =
                 f"data.stream = True: {name} is no folder of images, it is read into memory whole"
             )
         return False
-    if (named or reading).crop == "resized":
+    if (_named(name, reading) if named else reading).crop != "padded":
         if stream is False:
             raise InputError(
                 f"data.stream = False: the random parts of {name} are cut from its files"
@@ -151,14 +169,24 @@ def source_of(name: str, reading: Reading = AS_THEY_ARE, stream: bool | None = N
     """
     if name not in SOURCES:
         return own(name, reading, is_streamed(name, reading, stream)).source
+    return _named(name, reading)
+
+
+def _named(name: str, reading: Reading) -> Source:
+    """A data set that goes by a name, parts of its images cut as `reading` says."""
+    source, allowed = SOURCES[name], ()
+    if source.torchvision == "ImageFolder" and reading.crop == "part" and source.crop == "padded":
+        source, allowed = replace(source, crop="part"), ("crop",)
+    if source.crop != "padded":
+        allowed += ("smallest",)
     for field in fields(reading):
         value = getattr(reading, field.name)
-        if value != field.default:
+        if value != field.default and field.name not in allowed:
             raise InputError(
                 f"data.{field.name} = {value}: says how own images are read, and {name} is a data "
                 "set that goes by a name"
             )
-    return SOURCES[name]
+    return replace(source, smallest=reading.smallest)
 
 
 def own(name: str, reading: Reading = AS_THEY_ARE, streamed: bool = False) -> OwnImages:

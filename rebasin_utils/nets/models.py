@@ -241,6 +241,7 @@ MODELS = {
     "mobilenet_v2_small": _of("sign_nets", "mobilenet_v2_small"),
     "mobilenet_v2": _of("sign_nets", "mobilenet_v2"),
     "efficientnet_b0_small": _of("sign_nets", "efficientnet_b0_small"),
+    "efficientnet_b0_small_dropout": _of("sign_nets", "efficientnet_b0_small_dropout"),
     "shufflenet_g3": _of("sign_nets", "ShuffleNet"),
     "mlp_mixer": _of("sign_nets", "MlpMixer"),
     "resnet50": _of("imagenet_nets", "resnet50"),

@@ -32,7 +32,7 @@ from rebasin_utils.files import replace_synced
 from rebasin_utils.nets import arrays, fingerprints, folders
 from rebasin_utils.nets.images import in_turns
 from rebasin_utils.nets.pictures import Listing, Look, Pictures, decode, opened, shorter_side
-from rebasin_utils.nets.sources import Crop, Source, data_root
+from rebasin_utils.nets.sources import SMALLEST, Crop, Source, data_root
 
 SPLITS = ("train", "test")
 Splits = dict[str, tuple[Tensor, Tensor]]
@@ -49,7 +49,7 @@ class Reading:
         are test images. test_seed: which ones.
     flip: training images are flipped left-right when they are augmented; right for most
         photographs, wrong for digits.
-    crop: how they are cut then, as in `Source`; "resized" needs a side.
+    crop, smallest: how they are cut then, as in `Source`; "resized" needs a side.
     """
 
     side: int | None = None
@@ -57,6 +57,7 @@ class Reading:
     test_seed: int = 0
     flip: bool = True
     crop: Crop = "padded"
+    smallest: float = SMALLEST
 
 
 AS_THEY_ARE = Reading()
@@ -203,7 +204,7 @@ def _own(
     facts: dict, counts: dict[str, int], reading: Reading, digest: str, splits: Splits
 ) -> OwnImages:
     plain = {n: tuple(v) if isinstance(v, list) else v for n, v in facts["source"].items()}
-    source = Source(**plain, flip=reading.flip, crop=reading.crop)
+    source = Source(**plain, flip=reading.flip, crop=reading.crop, smallest=reading.smallest)
     return OwnImages(source, tuple(facts["classes"]), counts, tuple(facts["notes"]), digest, splits)
 
 
@@ -342,5 +343,10 @@ def _check(path: Path, reading: Reading) -> None:
         raise InputError(f"data.test_share = {reading.test_share}: must be between 0 and 1")
     if reading.crop == "resized" and reading.side is None:
         raise InputError("data.crop = 'resized': set data.side, to which the parts are resized")
+    if reading.crop == "padded" and reading.smallest != SMALLEST:
+        raise InputError(
+            f"data.smallest = {reading.smallest}: is said of the parts that data.crop = 'resized' "
+            "or 'part' cuts; 'padded' cuts none"
+        )
     if reading.test_seed < 0:
         raise InputError(f"data.test_seed = {reading.test_seed}: must be at least 0")

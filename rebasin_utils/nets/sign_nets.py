@@ -5,8 +5,8 @@ changed; ShuffleNet with grouped convolutions (Zhang et al. 2018) and MLP-Mixer 
 2021) are in neither torchvision nor, so, timm, and stand here. Inits are PyTorch's and
 torchvision's own.
 
-No dropout and no stochastic depth: a run's randomness is its seed's alone. (The released code's
-EfficientNet has a dropout of 0.2, and a stochastic depth that is always off.)
+No dropout and no stochastic depth, but for the released code's EfficientNet, which has a dropout of
+0.2 (and a stochastic depth that is always off).
 """
 
 from __future__ import annotations
@@ -65,8 +65,12 @@ def mobilenet_v2(image_shape: Shape, classes: int, width: int = 1) -> nn.Module:
     return net
 
 
-def efficientnet_b0_small(image_shape: Shape, classes: int, width: int = 1) -> nn.Module:
+def efficientnet_b0_small(
+    image_shape: Shape, classes: int, width: int = 1, dropout: float = 0.0
+) -> nn.Module:
     """torchvision's EfficientNet-B0 with a stem of stride 1.
+
+    dropout: of the classifier's inputs.
 
     Raises:
         InputError: for another width than 1.
@@ -74,10 +78,15 @@ def efficientnet_b0_small(image_shape: Shape, classes: int, width: int = 1) -> n
     net = zoo.efficientnet_b0(
         num_classes=_one(width, "efficientnet_b0_small", classes),
         stochastic_depth_prob=0.0,
-        dropout=0.0,
+        dropout=dropout,
     )
     net.features[0][0] = _stem_like(net.features[0][0], image_shape[0])
     return net
+
+
+def efficientnet_b0_small_dropout(image_shape: Shape, classes: int, width: int = 1) -> nn.Module:
+    """`efficientnet_b0_small` with the dropout of the code of Oh et al."""
+    return efficientnet_b0_small(image_shape, classes, width, dropout=0.2)
 
 
 class ShuffleUnit(nn.Module):

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 #: How training images are cut when they are augmented.
-Crop = Literal["padded", "resized"]
+Crop = Literal["padded", "resized", "part"]
+
+#: `RandomResizedCrop`'s default.
+SMALLEST = 0.08
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,9 @@ class Source:
     training images are augmented: crop from an image zero-padded by `pad` pixels, flip left-right.
     crop: "resized" cuts a random part of the original image instead and resizes it, as is usual for
     ImageNet (Szegedy et al. 2015, Section 6; torchvision's `RandomResizedCrop` with its defaults);
-    otherwise the shorter side is resized to 8/7 of `shape` and the middle cropped.
+    otherwise the shorter side is resized to 8/7 of `shape` and the middle cropped. "part" cuts and
+    resizes it alike, of images that have one size and are otherwise taken whole. smallest: share of
+    the image that such a part has at least.
     """
 
     classes: int
@@ -29,6 +34,7 @@ class Source:
     pad: int
     flip: bool
     crop: Crop = field(default="padded", kw_only=True)
+    smallest: float = field(default=SMALLEST, kw_only=True)
 
 
 @dataclass(frozen=True)

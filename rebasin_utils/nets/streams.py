@@ -41,7 +41,7 @@ PREFETCHED = 2
 
 SHARED_MEMORY = Path("/dev/shm")
 
-_SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # `RandomResizedCrop`'s defaults
+_RATIO = (3 / 4, 4 / 3)  # `RandomResizedCrop`'s default
 
 
 class Cut(NamedTuple):
@@ -93,7 +93,7 @@ class Files(Dataset):
         if cut.drawn is None:
             image = self._whole(image, name)
         else:
-            image, flip = _random_part(image, self.source.shape[1:], (*cut.drawn, cut.row))
+            image, flip = _random_part(image, self.source, (*cut.drawn, cut.row))
             flip = flip and self.source.flip
         pixels = torch.from_numpy(np.array(image)[..., : self.source.shape[0]])
         if self.pool > 1:
@@ -131,9 +131,9 @@ class Files(Dataset):
 
 
 def _random_part(
-    image: Image.Image, size: Sequence[int], seeds: Sequence[int]
+    image: Image.Image, source: Source, seeds: Sequence[int]
 ) -> tuple[Image.Image, bool]:
-    """A random part of the original, resized to (height, width), and whether to flip it."""
+    """A random part of the original, resized to the source's shape, and whether to flip it."""
     from torchvision.transforms import RandomResizedCrop
     from torchvision.transforms import functional as transforms
 
@@ -141,9 +141,9 @@ def _random_part(
     with torch.random.fork_rng(devices=[]):
         # `torch.manual_seed` also asks after GPUs, which takes longer than decoding.
         torch.default_generator.manual_seed(int(state >> 1))
-        part = RandomResizedCrop.get_params(image, _SCALE, _RATIO)
+        part = RandomResizedCrop.get_params(image, (source.smallest, 1.0), _RATIO)
         flip = bool(torch.rand(()) < 0.5)
-    return transforms.resized_crop(image, *part, list(size)), flip
+    return transforms.resized_crop(image, *part, list(source.shape[1:])), flip
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +246,7 @@ class StreamedBatches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches.epoch`."""
         images = self.images
-        resized = self.augment and images.source.crop == "resized"
+        resized = self.augment and images.source.crop != "padded"
         plan = EpochPlan.draw(seeds, epoch, images.to("cpu"), self.augment and not resized)
         parts = [plan.part(step, self.batch_size, self.part) for step in range(first, self.steps)]
 

@@ -12,9 +12,9 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.nets import data, own_nets
-from rebasin_utils.nets.data import SOURCES, Reading
+from rebasin_utils.nets.data import AS_THEY_ARE, SOURCES, Reading
 from rebasin_utils.nets.models import MODELS
-from rebasin_utils.nets.sources import Crop
+from rebasin_utils.nets.sources import SMALLEST, Crop
 from rebasin_utils.training.recipes import Recipe
 
 SparseMethod = Literal["lth", "naive", "permuted", "random_mask", "random_permutation"]
@@ -38,7 +38,8 @@ class Data(Part):
     """The images: a data set that goes by a name, or the user's own.
 
     What is said of own images (`side`, `test_share`, `test_seed`, `flip`, `crop`) goes with those
-    only. Whether they are streamed, and by how many processes, changes no number.
+    only, but for one `crop`. Whether they are streamed, and by how many processes, changes no
+    number.
     """
 
     source: str = Field(
@@ -68,7 +69,17 @@ class Data(Part):
     crop: Crop = Field(
         "padded",
         description="own images: how augmentation cuts them, from the padded image, or a random "
-        "part of the original, resized to side",
+        "part of the original, resized to side; part: of images of one size, such a part of them, "
+        "also of tiny-imagenet",
+    )
+    smallest: float = Field(
+        SMALLEST, gt=0, le=1, description="share of an image that such a part has at least"
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, description="of pixels in [0, 1], a number a channel; none: the data set's own"
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="by which they are divided, likewise"
     )
     stream: bool | None = Field(
         None,
@@ -96,7 +107,8 @@ class Data(Part):
     @property
     def reading(self) -> Reading:
         """How own images are read."""
-        return Reading(self.side, self.test_share, self.test_seed, self.flip, self.crop)
+        own = (self.side, self.test_share, self.test_seed, self.flip)
+        return Reading(*own, self.crop, self.smallest)
 
     def facts(self) -> dict[str, Any]:
         """What a run depends on; a path never does, only what lies there."""
@@ -107,12 +119,17 @@ class Data(Part):
             "test_limit": self.test_limit,
             "augment": self.augment,
         }
+        cut = {"crop": self.crop, "smallest": self.smallest}
         if self.source not in SOURCES:
             reading = asdict(self.reading)
-            if self.crop == "padded":  # as before there was another one
-                del reading["crop"]
+            for name, value in cut.items():
+                if value == getattr(AS_THEY_ARE, name):  # as before there was another one
+                    del reading[name]
             facts |= {"dataset": data.fingerprint(self.source), "reading": reading}
+        else:
+            facts |= {n: v for n, v in cut.items() if v != getattr(AS_THEY_ARE, n)}
         later = {"limit": self.limit, "scale_pad": self.scale_pad}  # hashed where they are used
+        later |= {"mean": self.mean, "std": self.std}
         return facts | {name: value for name, value in later.items() if value}
 
 

@@ -117,6 +117,8 @@ class Study:
         how = {
             "scale_pad": s.scale_pad,
             "reading": s.reading,
+            "mean": s.mean,
+            "std": s.std,
             "stream": s.stream,
             "loader_workers": s.loader_workers,
         }

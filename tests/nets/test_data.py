@@ -349,6 +349,21 @@ def test_the_papers_data_sets_have_the_papers_constants(name, classes, shape, me
     assert (source.pad, source.flip) == (pad, flip)
 
 
+def test_images_are_normalised_by_other_numbers_where_that_is_said():
+    own, other = (
+        data.load("mnist-5k", "test", limit=8, mean=mean, std=std)
+        for mean, std in ((None, None), ((0.5,), (0.25,)))
+    )
+    x = other.pixels / 255
+    torch.testing.assert_close(other.normalised(other.pixels), (x - 0.5) / 0.25)
+    assert torch.equal(own.pixels, other.pixels)
+    assert not torch.equal(own.normalised(own.pixels), other.normalised(own.pixels))
+    with pytest.raises(
+        InputError, match=r"data.std = \[1.0, 1.0, 1.0\]: must be one number for each of the 1"
+    ):
+        data.load("mnist-5k", "test", std=(1.0, 1.0, 1.0))
+
+
 # -------------------------------------------------------------------------- pooling
 
 

@@ -131,7 +131,12 @@ def test_applying_a_mask_zeroes_what_it_drops_and_nothing_else(pruned):
 def test_the_classifier_is_left_out_of_pruning_when_asked_for(name):
     model = models.build(name, (3, 32, 32), 10)
     head = dict.fromkeys(("resnet50_small", "resnet50", "resnet14_bottleneck"), "fc")
-    of_a_sequence = ("mobilenet_v2_small", "mobilenet_v2", "efficientnet_b0_small")
+    of_a_sequence = (
+        "mobilenet_v2_small",
+        "mobilenet_v2",
+        "efficientnet_b0_small",
+        "efficientnet_b0_small_dropout",
+    )
     head |= dict.fromkeys(of_a_sequence, "classifier.1")
     assert masks.classifier(model) == head.get(name, "classifier")
     left = masks.prunable(model, include_classifier=False)

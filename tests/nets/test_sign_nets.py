@@ -22,6 +22,7 @@ SIZES = {
     "mobilenet_v2_small": (2_351_972, 25),
     "mobilenet_v2": (2_351_972, 25),
     "efficientnet_b0_small": (4_135_648, 40),
+    "efficientnet_b0_small_dropout": (4_135_648, 40),
     "shufflenet_g3": (1_012_492, 0),
     "mlp_mixer": (3_653_988, 25),
 }

@@ -132,6 +132,51 @@ def test_a_stream_is_tested_on_the_middle_of_a_larger_image(photographs):
     assert np.array_equal(pixels[0].movedim(0, -1), np.array(expected))
 
 
+def test_parts_are_cut_of_images_of_one_size_which_are_tested_whole(folder):
+    reading = Reading(crop="part", smallest=0.5)
+    whole = data.load(str(folder), "test", stream=False)
+    parts = data.load(str(folder), "test", reading=reading)
+    assert torch.equal(next(parts.pieces(99))[0], whole.pixels)
+    (x, _), *_ = data.training_batches(parts, len(parts), True).epoch([1], 0)
+    assert x.shape[2:] == whole.pixels.shape[1:]
+    assert not torch.equal(x[0], whole.normalised(whole.pixels))
+
+
+def test_no_part_is_smaller_than_is_said(folder, monkeypatch):
+    from torchvision.transforms import functional as transforms
+
+    cut, shares = transforms.resized_crop, []
+
+    def noted(image, top, left, height, width, size):
+        shares.append(height * width / (image.width * image.height))
+        return cut(image, top, left, height, width, size)
+
+    monkeypatch.setattr(transforms, "resized_crop", noted)
+    for smallest in (0.08, 0.5):
+        reading = Reading(crop="part", smallest=smallest)
+        stream = data.load(str(folder), "train", reading=reading, loader_workers=0)
+        batches = data.training_batches(stream, 8, True)
+        for epoch in range(8):
+            list(batches.epoch([1], epoch))
+        assert min(shares) > smallest - 0.05  # whole pixels
+        assert (min(shares) < 0.3) == (smallest < 0.3)
+        shares.clear()
+
+
+def test_parts_are_cut_of_tiny_imagenet_where_that_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_DATA", str(tmp_path))
+    for split in ("train", "val"):
+        for label in ("n1", "n2"):
+            place = tmp_path / "tiny-imagenet-200" / split / label
+            place.mkdir(parents=True)
+            Image.effect_noise((64, 64), 50).convert("RGB").save(place / "0.jpg")
+    reading = Reading(crop="part", smallest=0.5)
+    assert data.is_streamed("tiny-imagenet", reading)
+    stream = data.load("tiny-imagenet", "train", reading=reading)
+    assert (stream.source.crop, stream.source.smallest) == ("part", 0.5)
+    assert isinstance(data.load("tiny-imagenet", "train"), data.Images)
+
+
 @pytest.mark.parametrize("name", ["mlp", "resnet8"])
 def test_training_on_a_stream_ends_in_the_same_bytes(folder, name):
     net = models.build(name, (3, 16, 16), 2, seed=3)
@@ -149,7 +194,7 @@ def test_a_killed_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_path, mon
     net = models.build("resnet8", (3, 16, 16), 2, seed=3)
     expected = train(net, Job(net.state_dict(), 4), RECIPE, stream, augment=True)
     read, file = streams.Files.__getitems__, tmp_path / "checkpoint"
-    left = 6  # batches: one that the net is tried on, four of the first epoch, one of the second
+    left = 7  # batches: two that the net is tried on, four of the first epoch, one of the second
 
     def killed(files, cuts):
         nonlocal left
@@ -162,7 +207,7 @@ def test_a_killed_stream_resumes_in_the_middle_of_an_epoch(folder, tmp_path, mon
     job = Job(net.state_dict(), 4, checkpoint=file)
     with pytest.raises(KeyboardInterrupt):
         train(net, job, RECIPE, stream, augment=True, checkpoint_seconds=0)
-    left = 4  # one that the net is tried on, and what is left of the second epoch
+    left = 5  # two that the net is tried on, and what is left of the second epoch
     resumed = train(net, job, RECIPE, stream, augment=True)
     assert left == 0
     assert resumed.losses == expected.losses
@@ -263,6 +308,13 @@ def test_what_cannot_be_streamed_says_so(folder, photographs):
     )
     no_side = Reading(crop="resized")
     refused(lambda: data.load(str(photographs), "train", reading=no_side), "set data.side")
+    none = Reading(smallest=0.5)
+    refused(
+        lambda: data.load(str(folder), "train", reading=none), "data.smallest = 0.5", "cuts none"
+    )
+    refused(lambda: data.load("mnist-5k", "train", reading=none), "data.smallest = 0.5", "mnist-5k")
+    part = Reading(crop="part")
+    refused(lambda: data.load("mnist-5k", "train", reading=part), "data.crop = part", "mnist-5k")
     _, stream = both(folder)
     refused(lambda: data.training_batches(stream, 8, True, (0, 3)), "batch_size = 8", "3 ranks")
     refused(lambda: data.training_batches(stream, 99, True), "batch_size = 99", "32 samples")

@@ -274,3 +274,17 @@ def test_the_sign_papers_imagenet_runs_have_its_numbers(settings):
     assert s.rounds == (int(row.pruning_rounds),)
     assert 1 - 0.8 ** s.rounds[0] == pytest.approx(float(row.final_sparsity), abs=1e-3)
     assert (s.epochs, dense.schedule) == (100, "cosine to a thousandth")
+
+
+def test_the_sign_papers_twins_have_what_its_code_does_otherwise():
+    """Protocol 1.15."""
+    for settings in preset("sign-paper-cifar100-as-released"):
+        assert settings.data.mean == (0.4914, 0.4822, 0.4465)
+        assert settings.data.std == (0.2023, 0.1994, 0.2010)
+        assert settings.data.crop == "padded"
+    for settings in preset("sign-paper-tiny-imagenet-as-released"):
+        assert (settings.data.crop, settings.data.smallest) == ("part", 0.5)
+        assert settings.data.mean is None
+    for dataset in ("cifar100", "tiny-imagenet"):
+        names = [s.model.name for s in preset(f"sign-paper-{dataset}-as-released")]
+        assert [name for name in names if "dropout" in name] == ["efficientnet_b0_small_dropout"]
