@@ -19,6 +19,7 @@ from rebasin_utils.chapters import gallery
 from rebasin_utils.chapters.chapter import whole_results
 from rebasin_utils.chapters.evidence import accuracy_grid
 from rebasin_utils.chapters.judgement import Outcome, outcome_of, summary
+from rebasin_utils.chapters.width import nearest_cell
 from rebasin_utils.cli.options import existing, place, print_columns
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
@@ -26,7 +27,7 @@ from rebasin_utils.nets import checkpoints
 from rebasin_utils.nets.devices import device_name, torch_device
 from rebasin_utils.paths import default_store, project_root
 from rebasin_utils.running import batch, costs, crew, notebooks, reasons, runner
-from rebasin_utils.study import exchange, presets
+from rebasin_utils.study import exchange, plugins, presets
 from rebasin_utils.study.settings import Settings, assignments
 from rebasin_utils.study.stages import connectivity
 from rebasin_utils.study.store import Store
@@ -179,13 +180,38 @@ def study(
     with ThreadPoolExecutor(1) as beside:
         figures_folder = figures_folder or project_root() / "figures"
         drawn = beside.submit(gallery.draw_all, studies, figures_folder)
-        done = batch.run_batch(batch.executions(notebooks.find([]), values), folder)
+        done = batch.run_batch(executions_of(studies, values), folder)
     batch.refuse_failures(done, folder)
     drawn.result()
     executed = (done["state"] == "executed").sum()
     typer.echo(f"notebooks: {executed} executed, figures drawn in {time.monotonic() - begin:.0f} s")
     _print_verdicts(studies)
     typer.echo(f"\ntable: {table}\npages: {folder / 'index.html'}")
+
+
+def executions_of(studies: list[Study], values: dict[str, str]) -> list[batch.Execution]:
+    """Every notebook that shows something of these studies, at a cell that they have.
+
+    Says which others there are, and what these lack for them.
+    """
+    found, chapters = [], plugins.chapters(studies[0].settings.plugins)
+    for notebook in notebooks.find([]):
+        chapter = chapters.get(notebook.name)
+        if chapter and (why := chapter.missing(studies)):
+            typer.echo(f"{notebook.name} is left out: {why}")
+            continue
+        own = {name: v for name, v in notebook.parameters.items() if name in _CELL}
+        cell = own and nearest_cell(studies, **own)
+        found += batch.executions([notebook], _taken(notebook, values) | cell)
+    return found
+
+
+#: The parameters by which a notebook picks sparse runs.
+_CELL = ("sparsity", "rewind_epoch")
+
+
+def _taken(notebook: notebooks.Notebook, values: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name in notebook.parameters}
 
 
 def _say_what_ships(studies: list[Study]) -> None:

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from command import rebasin
 
-from rebasin_utils.cli import options
+from rebasin_utils.cli import options, work
+from rebasin_utils.running import notebooks
 from rebasin_utils.study.plan import Plan
 from rebasin_utils.study.presets import PRESETS, changed, differences, preset
 from rebasin_utils.study.study import Study
@@ -148,6 +149,26 @@ def test_a_plan_is_printed_without_data_and_without_a_store(tmp_path: Path, monk
     assert rows["sparse"] == ["324", "54,000", "382", "MB", "54,000", "unknown"]
     assert "total: 57,900 epochs, 57,900 of them left; 5" in printed.stdout
     assert not (tmp_path / "no").exists()
+
+
+def test_the_whole_argument_leaves_out_what_a_preset_has_no_study_for(tmp_path, capsys):
+    def executions(name: str):
+        studies = [Study(settings, tmp_path) for settings in preset(name)]
+        found = work.executions_of(studies, {"preset": name})
+        return {e.notebook.name[:2]: e.values for e in found}, capsys.readouterr().out
+
+    found, said = executions("smoke")
+    assert sorted({f"{i:02}" for i in range(1, 14)} - found.keys()) == ["05", "11", "12", "13"]
+    assert "11-winning-sign is left out: no study of this preset has signed masks" in said
+    assert found["04"]["sparsity"] == 0.8
+    assert (
+        executions("smoke-widths")[0]["05"].items() >= {"sparsity": 0.5, "rewind_epoch": 1}.items()
+    )
+    found, said = executions("pocket")
+    assert (len(found), said) == (13, "")
+    own = {n.name[:2]: n.parameters for n in notebooks.find([])}
+    assert all(found[n]["sparsity"] == own[n]["sparsity"] for n in ("04", "05"))
+    assert found["05"]["rewind_epoch"] == own["05"]["rewind_epoch"]
 
 
 def test_the_status_of_a_finished_study(smoke: Path):
