@@ -16,6 +16,8 @@ PRESET ?= pocket
 BIN := .venv/bin
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install \
 	--disable-pip-version-check) --quiet $(PIP_ARGS) -c constraints.txt
+# Two processes, a file in one, in the order that tests/conftest.py gives.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 # What tests take of the pocket study: fewer pairs, and shorter runs.
 LIGHTER := seeds=3 imp.epochs=1 sparse.epochs=4 paths.samples=1500 \
 	signs.warm_up=3 signs.round_epochs=2 signs.epochs=4
@@ -29,7 +31,7 @@ study: .venv/installed
 	$(BIN)/rebasin study --preset $(PRESET)
 
 test: .venv/installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(IN_TWO)
 	$(BIN)/python tests/lighter_notebooks.py build/notebooks $(LIGHTER)
 	$(BIN)/rebasin run --preset pocket $(LIGHTER:%=--set %) --quiet
 	$(BIN)/rebasin run --preset pocket-imagenet --quiet
@@ -42,7 +44,7 @@ lint: .venv/installed-test
 	$(BIN)/lint-imports
 
 quick: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(IN_TWO) -m "not slow"
 
 site: .venv/installed
 	$(INSTALL) -e ".[site]"
