@@ -1,5 +1,9 @@
 """The exceptions that a user reads: one sentence each, no traceback on the command line."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class InputError(ValueError):
     """Bad input, said in one sentence: the field, its value, and what is allowed."""
@@ -19,3 +23,15 @@ class RanksLost(RunError):
 
 class Interrupted(BaseException):
     """Ctrl-C, told from a `KeyboardInterrupt`, which the command line's library would swallow."""
+
+
+def require_state(state: object, what: str = "state") -> None:
+    """Refuse what is no mapping of tensors by name, such as a module.
+
+    Raises:
+        InputError: with what to give instead of `what`.
+    """
+    if isinstance(state, Mapping):
+        return
+    hint = "its state_dict()" if hasattr(state, "state_dict") else "a dict of tensors by name"
+    raise InputError(f"{what} is a {type(state).__name__}: give {hint}")

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.landscape.repair import Probe, lerp_statistics
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.devices import channels_last, runs_channels_last
@@ -28,8 +28,10 @@ def lerp(first: State, second: State, alpha: float) -> State:
     """(1 - alpha) first + alpha second, for every floating-point tensor; counters are `first`'s.
 
     Raises:
-        InputError: when the two states do not have the same names and shapes.
+        InputError: when one is no state, or they do not have the same names and shapes.
     """
+    require_state(first, "first")
+    require_state(second, "second")
     if first.keys() != second.keys():
         odd = sorted(first.keys() ^ second.keys())
         raise InputError(f"the two states differ in their tensors: {', '.join(odd[:3])}")
@@ -61,8 +63,9 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Batch]) -
         batches: what each may be, `symmetry.batches` says.
 
     Raises:
-        InputError: when there are no batches.
+        InputError: when there are no batches, or `state` is none.
     """
+    require_state(state)
     net = copy.deepcopy(model)
     net.load_state_dict(state)
     net.eval()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.landscape.interpolation import has_batch_norm, reset_batch_norm
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
@@ -39,8 +39,10 @@ class Plane:
         """The plane in which `origin` is (0, 0), `right` (1, 0) and `above` (x, 1) for some x.
 
         Raises:
-            InputError: when the three nets lie on one line.
+            InputError: when one is no state, or the three nets lie on one line.
         """
+        for what, state in (("origin", origin), ("right", right), ("above", above)):
+            require_state(state, what)
         names = tuple(name for name, _ in model.named_parameters())
         base = _vector(origin, names)
         e1 = _vector(right, names) - base

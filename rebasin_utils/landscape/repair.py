@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.nets.devices import channels_last, runs_channels_last
 from rebasin_utils.nets.masks import State
 from rebasin_utils.symmetry.batches import Batch, arguments, head, needed_arguments, tensors
@@ -69,7 +69,7 @@ def statistics(model: nn.Module, state: State, batches: Iterable[Batch]) -> Stat
         batches: what each may be, `symmetry.batches` says.
 
     Raises:
-        InputError: as for `corrected_layers`; when there are no batches.
+        InputError: as for `corrected_layers`; when there are no batches, or `state` is none.
     """
     return Probe(model).statistics(state, batches)
 
@@ -162,6 +162,7 @@ class Probe:
         then: Callable[[str, Tensor, Moments], Tensor],
     ) -> Statistics:
         """Run the net; `then` may change a corrected layer's output [..., channels] on the way."""
+        require_state(state)
         graph, layers = self._graph, self.layers
         self._net.load_state_dict(state)
         each: dict[str, list[tuple[Tensor, Tensor, int]]] = {}

@@ -6,8 +6,9 @@ import copy
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import cache
+from io import StringIO
 
 import psutil
 import torch
@@ -79,7 +80,8 @@ def runs_channels_last(module: nn.Module, trial: Callable[[nn.Module], object]) 
     if all(parameter.ndim != 4 for parameter in module.parameters()):
         return True
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # A traced module prints a traceback of what fails in it.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()):
             trial(channels_last(copy.deepcopy(module)).eval())
     except RuntimeError:
         return False

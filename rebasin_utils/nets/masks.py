@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 
 State = dict[str, Tensor]
 Mask = dict[str, Tensor]
@@ -56,7 +56,12 @@ def classifier(model: nn.Module) -> str:
 
 
 def dense_mask(state: State, names: tuple[str, ...]) -> Mask:
-    """The mask that keeps everything."""
+    """The mask that keeps everything.
+
+    Raises:
+        InputError: when `state` is none.
+    """
+    require_state(state)
     return {name: torch.ones_like(state[name], dtype=torch.bool) for name in names}
 
 
@@ -67,8 +72,9 @@ def global_magnitude(state: State, mask: Mask, keep: int) -> Mask:
     in the order of the state, so that exactly `keep` weights survive.
 
     Raises:
-        InputError: when `keep` is negative or more than `mask` keeps.
+        InputError: when `state` is none, or `keep` is negative or more than `mask` keeps.
     """
+    require_state(state)
     alive = count(mask)
     if not 0 <= keep <= alive:
         raise InputError(f"keep = {keep}: the mask has {alive} weights left")
@@ -89,7 +95,12 @@ def random_layerwise(mask: Mask, generator: torch.Generator) -> Mask:
 
 
 def apply(mask: Mask, state: State) -> State:
-    """A new state whose masked-out weights are zero."""
+    """A new state whose masked-out weights are zero.
+
+    Raises:
+        InputError: when `state` is none.
+    """
+    require_state(state)
     return {n: t * mask[n] if n in mask else t.clone() for n, t in state.items()}
 
 
@@ -99,7 +110,11 @@ def rescaled(mask: Mask, state: State) -> State:
     A layer that keeps a share d of its weights hands on d times the variance it was initialised to
     hand on (He et al. 2015, equation 10); with many layers and few weights nothing arrives. For a
     fresh init: a trained one has found its own scale. A layer without weights stays as it is.
+
+    Raises:
+        InputError: when `state` is none.
     """
+    require_state(state)
     new = {name: t.clone() for name, t in state.items()}
     for name, kept in mask.items():
         if kept.any():
@@ -118,6 +133,9 @@ def sparse_aware(mask: Mask, state: State, basis: Literal["layer", "neuron"] = "
     Args:
         basis: whose standard deviation the weights are divided by: their own unit's ("neuron"), or
             that of all of the layer.
+
+    Raises:
+        InputError: when `state` is none.
     """
     rescaled = apply(mask, state)
     for name, kept in mask.items():

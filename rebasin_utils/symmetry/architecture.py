@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.symmetry.permutation import Spec, State, dense_name, misfit
 
 
@@ -20,9 +20,10 @@ def require_architecture(spec: Spec, state: State, whose: str) -> None:
     whose: how the error calls it.
 
     Raises:
-        InputError: when the state lacks a tensor that some group moves, has one that the spec does
-            not know, or one whose length differs on an axis that some group moves.
+        InputError: when it is no state; when it lacks a tensor that some group moves, has one that
+            the spec does not know, or one whose length differs on an axis that some group moves.
     """
+    require_state(state, whose)
     moved: dict[str, set[int]] = {}
     for group in spec.groups.values():
         for member in group.members:

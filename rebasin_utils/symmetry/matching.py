@@ -233,6 +233,8 @@ def _pair(
             f"{', '.join(get_args(Objective))}, and one of {', '.join(get_args(Std))}"
         )
     for whose, net in (("moving", moving), ("reference", reference)):
+        if not isinstance(net, nn.Module):
+            raise InputError(f"{whose} is a {type(net).__name__}: give the network, a module")
         require_architecture(spec, net.state_dict(), f"{whose} ({type(net).__name__})")
     return Pair(spec, moving, reference, objective, std)
 

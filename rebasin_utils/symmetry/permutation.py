@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.symmetry.example import Example
 
 State = Mapping[str, Tensor]
@@ -168,10 +168,7 @@ def permute(spec: Spec, p: Permutation, state: State) -> dict[str, Tensor]:
             does not matter).
     """
     _validate(spec, p)
-    if not isinstance(state, Mapping):
-        name = type(state).__name__
-        hint = "its state_dict()" if isinstance(state, nn.Module) else "a dict of tensors by name"
-        raise InputError(f"state is a {name}: give {hint}")
+    require_state(state)
     moved: dict[str, dict[int, Tensor]] = {}  # tensor -> axis -> index along that axis
     for group in spec.groups.values():
         vector = p[group.name].to("cpu", torch.int64)

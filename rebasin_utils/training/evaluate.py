@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rebasin_utils.errors import require_state
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.training.ranks import Ranks
@@ -36,6 +37,9 @@ def evaluate(
     """Accuracy and loss of every state on every sample of `images`, in eval mode.
 
     ranks: each takes a part of the samples; all get the same answers.
+
+    Raises:
+        InputError: when one of the states is none.
     """
     n, metrics = len(images), []
     images = images if ranks is None else ranks.share(images)
@@ -70,6 +74,8 @@ def _answers(
     model: nn.Module, states: Sequence[State], images: Split, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
+    for state in states:
+        require_state(state, "one of the states")
     last = len(images) % batch_size or batch_size
     kind, together = stack_for(model, images, min(batch_size, len(images)), last)
     for start in range(0, len(states), together):

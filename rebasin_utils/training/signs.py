@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.nets import masks
 from rebasin_utils.nets.masks import Mask, State
 from rebasin_utils.symmetry.tracing.capture import capture
@@ -35,10 +35,11 @@ def of(state: Mapping[str, Tensor], mask: Mask) -> SignedMask:
     Those of any other state on a mask are `of(masks.apply(mask, state), mask)`.
 
     Raises:
-        InputError: when the state was not trained under the mask: a kept weight is zero, as after a
-            later round of pruning, or a pruned one is not, as before an earlier one; or when a kept
-            weight is not a number.
+        InputError: when it is no state, or was not trained under the mask: a kept weight is zero,
+            as after a later round of pruning, or a pruned one is not, as before an earlier one; or
+            when a kept weight is not a number.
     """
+    require_state(state)
     signs = {}
     for name, kept in mask.items():
         signs[name] = state[name].sign().nan_to_num(0).to(torch.int8)
@@ -76,8 +77,9 @@ def transfer(init: State, signs: SignedMask) -> State:
     pruned (`of_biases`, `of_classifier`) are handed on by naming them: `transfer(init, signs | …)`.
 
     Raises:
-        InputError: when `signs` names what `init` does not have.
+        InputError: when `init` is no state, or `signs` names what it does not have.
     """
+    require_state(init, "init")
     for name in signs:
         if name not in init:
             raise InputError(f"{name}: the signed mask has it and the init has not")
@@ -99,8 +101,9 @@ def of_classifier(model: nn.Module, state: State) -> SignedMask:
     """The signs of the classifier's weights and biases, all of them: for one that is not pruned.
 
     Raises:
-        InputError: when one of them is zero, or the model has no linear layer.
+        InputError: when `state` is none, one of them is zero, or the model has no linear layer.
     """
+    require_state(state)
     name = masks.classifier(model)
     own = (f"{name}.weight".removeprefix("."), f"{name}.bias".removeprefix("."))
     return of(state, masks.dense_mask(state, tuple(n for n in own if n in state)))
@@ -139,8 +142,9 @@ def canonical(model: nn.Module, state: State) -> State:
     linear layer's outputs are taken to be [batch, units].
 
     Raises:
-        InputError: when the model's graph cannot be traced.
+        InputError: when `state` is none, or the model's graph cannot be traced.
     """
+    require_state(state)
     new = {name: t.clone() for name, t in state.items()}
     for layer, norm in _normed_layers(model):
         gamma = state[f"{norm}.weight"]
@@ -153,7 +157,12 @@ def canonical(model: nn.Module, state: State) -> State:
 
 
 def negative_gammas(model: nn.Module, state: State) -> float:
-    """Share of all γ of the model's batch norms that are below zero; 0 when there are none."""
+    """Share of all γ of the model's batch norms that are below zero; 0 when there are none.
+
+    Raises:
+        InputError: when `state` is none.
+    """
+    require_state(state)
     gammas = [
         state[f"{name}.weight".removeprefix(".")]
         for name, module in model.named_modules()

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from rebasin_utils.errors import InputError
+from rebasin_utils.errors import InputError, require_state
 from rebasin_utils.files import replace_synced
 from rebasin_utils.nets.data import Batches, Split, training_batches
 from rebasin_utils.nets.masks import Mask, State
@@ -115,9 +115,9 @@ def train_many(
         One `Trained` per job, in order.
 
     Raises:
-        InputError: when norm layers shall be interpolated and there are none, when batches of one
-            sample come to a batch norm of single units, when the split has less than one batch, or
-            when the ranks cannot divide a batch.
+        InputError: when a job's state is none, when norm layers shall be interpolated and there
+            are none, when batches of one sample come to a batch norm of single units, when the
+            split has less than one batch, or when the ranks cannot divide a batch.
     """
     _check(model, jobs, recipe)
     alone = ranks is None or ranks.leads
@@ -144,6 +144,8 @@ def train(model: nn.Module, job: Job, recipe: Recipe, images: Split, **options) 
 
 
 def _check(model: nn.Module, jobs: Sequence[Job], recipe: Recipe) -> None:
+    for job in jobs:
+        require_state(job.state, "a job's state")
     seed = next((job.aws_seed for job in jobs if job.aws_seed is not None), None)
     if seed is not None and not inits(model):
         raise InputError(
