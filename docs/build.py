@@ -42,6 +42,7 @@ def gather(source: Path) -> None:
             if "solution" in cell.metadata.get("tags", []):
                 cell.metadata["tags"] = [*cell.metadata["tags"], "hide-cell"]
         nbformat.write(content, source / "notebooks" / notebook.path.name)
+    shutil.copy(ROOT / "notebooks" / "glossary.md", source / "notebooks")
     for page in HERE.glob("*.md"):
         shutil.copy(page, source / "docs")
     for page in (ROOT / "benchmarks").glob("*.md"):
@@ -63,7 +64,7 @@ def _contents() -> str:
         f"{notebook.name.replace('-', ' ')} <notebooks/{notebook.name}>"
         for notebook in notebooks.all_notebooks()
     ]
-    first = ["docs/glossary", "docs/papers", "docs/lessons"]
+    first = ["notebooks/glossary", "docs/papers", "docs/lessons"]
     others = ["docs/library", "docs/stages-and-chapters"]
     others += [f"benchmarks/{p.stem}" for p in sorted((ROOT / "benchmarks").glob("*.md"))]
     return "\n".join(

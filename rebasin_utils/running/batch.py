@@ -37,6 +37,7 @@ from rebasin_utils.errors import InputError, RunError
 from rebasin_utils.files import replace_synced
 from rebasin_utils.nets.devices import cores
 from rebasin_utils.running import cluster as clusters
+from rebasin_utils.running import glossary
 from rebasin_utils.running.dag import Outcome, Report, Task, execute
 from rebasin_utils.running.notebooks import (
     QUIET_KERNEL,
@@ -153,7 +154,7 @@ def run_batch(
     """Execute what was not executed before, and export each notebook as a page.
 
     Args:
-        folder: gets `<name>.ipynb`, `<name>.html`, `plotly.min.js`, `index.html`.
+        folder: gets `<name>.ipynb`, `<name>.html`, `plotly.min.js`, `glossary.html`, `index.html`.
         at_once: notebooks that run at the same time on this machine; they share its cores.
         cluster: as for `runner.run`; "local" and None execute on this machine.
 
@@ -164,6 +165,7 @@ def run_batch(
     where = None if cluster in ("local", None) else clusters.find(cluster)
     folder.mkdir(parents=True, exist_ok=True)
     replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
+    glossary.write_page(folder)
     due = [execution for execution in batch if not _is_there(execution, folder)]
     at_once = min(at_once, len(due))
     share = max(cores() // max(at_once, 1), 1) if where is None else None

@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
+from rebasin_utils.running import glossary
 from rebasin_utils.running.notebooks import Notebook
 
 GUESS = "my_guess"
@@ -41,6 +42,7 @@ def write(notebooks: Sequence[Notebook], folder: Path) -> list[Path]:
     for notebook, file in zip(notebooks, files, strict=True):
         content = of_students(nbformat.read(notebook.path, as_version=4))
         replace_synced(file, nbformat.writes(content).encode() + b"\n")
+    glossary.copy(folder)
     return files
 
 

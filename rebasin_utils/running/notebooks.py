@@ -26,6 +26,7 @@ from rebasin_utils.paths import (
     project_notebooks,
     project_root,
 )
+from rebasin_utils.running import glossary
 from rebasin_utils.study import presets
 from rebasin_utils.study.parts import Epoch, Sparsity
 from rebasin_utils.study.settings import changes_in
@@ -106,6 +107,7 @@ def copy(notebooks: Sequence[Notebook], folder: Path) -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             replace_synced(file, content)
+    glossary.copy(folder / "notebooks")
     return files
 
 
@@ -210,11 +212,12 @@ def refresh(notebook: Notebook) -> None:
 def export_html(notebook: NotebookNode, title: str) -> str:
     """The notebook as a page that works without a network, its plotly figures alive.
 
-    The page needs `plotly.min.js` beside it.
+    The page needs `plotly.min.js` beside it, and links to `glossary.html`.
     """
     for cell in offline(notebook).cells:
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(r"](\1.html)", cell.source)
+            linked = LINK.sub(r"](\1.html)", cell.source)
+            cell.source = glossary.LINK.sub(r"](glossary.html#\1)", linked)
     exporter = HTMLExporter(mathjax_url="", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.require_js_url = (
         "plotly.min.js"  # plotly in place of require.js, which it conflicts with

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
+from rebasin_utils.running import glossary
 from rebasin_utils.running.notebooks import LINK, Notebook, offline
 
 #: What is taken of reveal.js.
@@ -78,6 +79,7 @@ def write(notebook: Notebook, folder: Path) -> Path:
         else:
             shutil.copyfile(source, target)
     replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
+    glossary.write_page(folder)
     file = folder / f"{notebook.name}.slides.html"
     replace_synced(file, page.encode())
     return file
@@ -90,7 +92,8 @@ def as_slides(notebook: NotebookNode, title: str) -> str:
     """
     for cell in offline(notebook).cells:
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(r"](\1.slides.html)", cell.source)
+            linked = LINK.sub(r"](\1.slides.html)", cell.source)
+            cell.source = glossary.LINK.sub(r"](glossary.html#\1)", linked)
         elif cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_alive(output)]
             shown = any("text/html" in output.get("data", {}) for output in cell.outputs)

@@ -68,10 +68,10 @@ def test_a_prediction_names_guesses_and_does_nothing_else(source, names):
 def test_the_command_writes_them_once_and_never_over_what_is_there(tmp_path):
     done = rebasin("notebooks", "editions", str(tmp_path / "class"), "04")
     assert done.returncode == 0
-    (file,) = (tmp_path / "class").iterdir()
-    assert file.name == "04-naive-permuted-lth.ipynb"
+    file, beside = sorted((tmp_path / "class").iterdir())
+    assert (file.name, beside.name) == ("04-naive-permuted-lth.ipynb", "glossary.md")
     before = file.read_bytes()
     with pytest.raises(InputError, match="is there already; nothing was written"):
         editions.write(ALL, tmp_path / "class")
     assert file.read_bytes() == before
-    assert len(list((tmp_path / "class").iterdir())) == 1
+    assert len(list((tmp_path / "class").iterdir())) == 2
