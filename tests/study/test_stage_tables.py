@@ -23,6 +23,17 @@ from rebasin_utils.study.study import Study
 from rebasin_utils.symmetry.permutation import permute
 
 
+def test_a_net_has_the_same_accuracy_in_the_table_and_at_the_end_of_its_path(finished):
+    """One test set."""
+    table = connectivity.paths(finished)
+    for role, alpha in (("A", 0.0), ("B", 1.0)):
+        for seed in range(2):
+            net = finished.record(dense.net(finished.settings, role, seed))["metrics"]
+            rows = table[(table["alpha"] == alpha) & (table["seed"] == seed)]
+            plain = rows[rows["path"].isin(["unmatched", "matched"])]["accuracy"]
+            assert plain.tolist() == pytest.approx(2 * [net["test_accuracy"]])
+
+
 def test_the_path_table_holds_what_was_stored(finished):
     table = connectivity.paths(finished)
     names = {("unmatched", "none"): "unmatched", ("matched", "none"): "matched"}
