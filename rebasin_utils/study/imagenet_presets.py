@@ -61,5 +61,5 @@ POCKET_IMAGENET = Settings(
     dense=Dense(epochs=8, lr=0.1, weight_decay=1e-4, batch_size=64, schedule="imagenet"),
     imp=Imp(epochs=1, lr=0.02, weight_decay=1e-4, batch_size=64, schedule="constant"),
     sparse=dict(lr=0.1, epochs=6, sparsities=(0.80,), rewind_epochs=(2,), methods=_COMPARED),
-    paths=dict(alphas=(0.0, 0.5, 1.0), statistics_samples=500),
+    paths=dict(alphas=(0.0, 0.5, 1.0), statistics_samples=200),
 )
