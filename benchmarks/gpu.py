@@ -5,6 +5,7 @@
 (c) the training benchmark: the loops that people write against ours
 (d) the ways to train many residual nets that were tried
 (e) what ImageNet asks for: streamed images in pinned memory, bf16, and ranks over NCCL
+(f) signed masks and AWS: runs together against one by one
 
 Each part is a process of its own; one that fails or runs out of its time is reported as such.
 """
@@ -44,9 +45,10 @@ PARTS = {
     "b": ("Whole studies: on the GPU, again, and on the CPU", [str(HERE / "gpu.py"), "--studies"],
           240),
     "c": ("Training", [str(HERE / "training.py"), "--device", "cuda", "--quick"], 330),
-    "d": ("What there is to try", [str(HERE / "gpu_candidates.py"), "--runs", "1", "16",
+    "d": ("What there is to try", [str(HERE / "gpu_candidates.py"), "--runs", "16",
                                    "--seconds", "0.5"], 240),
-    "e": ("At scale", [str(HERE / "gpu.py"), "--scale"], 180),
+    "e": ("At scale", [str(HERE / "gpu.py"), "--scale"], 120),
+    "f": ("Signed masks, trained together", [str(HERE / "signs.py"), "--device", "cuda"], 90),
 }  # fmt: skip
 
 

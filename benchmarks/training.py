@@ -276,6 +276,7 @@ def main() -> None:
     rounds = 1 if options.quick else 4
     gpu = device != "cpu"
     mlp, resnet8, *larger = chosen = cases(options.quick, gpu)
+    more = larger if gpu and not options.quick else []
     limit = on.product_speed()
     numbers: dict[str, object] = {
         "machine": machine(),
@@ -297,7 +298,7 @@ def main() -> None:
 
     tables: dict[str, Callable[[], Table]] = {
         "a": lambda: [row for case in chosen for row in compare(on, case, limit, rounds)],
-        "b": lambda: [by_runs(on, c, limit) for c in (mlp, resnet8, *(larger if gpu else []))],
+        "b": lambda: [by_runs(on, c, limit) for c in (mlp, resnet8, *more)],
         "c": lambda: [row for case in (mlp, resnet8) for row in by_width(on, case, limit)],
         "d": grid,
         "e": lambda: [
