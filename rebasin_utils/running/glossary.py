@@ -13,9 +13,7 @@ from nbconvert.filters import markdown2html
 
 from rebasin_utils.files import replace_synced
 from rebasin_utils.paths import original_notebooks
-
-#: A link from a notebook to a term.
-LINK = re.compile(r"\]\(glossary\.md#([^)\s]+)\)")
+from rebasin_utils.running import links
 
 _TERM = re.compile(r"^## (.+)$", re.MULTILINE)
 _PAGE = """<!DOCTYPE html>
@@ -47,7 +45,7 @@ def copy(folder: Path) -> None:
 
 def write_page(folder: Path) -> None:
     """`glossary.html`, beside the pages of notebooks."""
-    text = re.sub(r"\]\((\d\d-[\w-]+)\.ipynb\)", r"](\1.html)", file().read_text(encoding="utf-8"))
+    text = links.to_pages(file().read_text(encoding="utf-8"))
     body = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))
     body = re.sub(r'<h2 id="[^"]*">(.*?)</h2>', lambda h: _headed(unescape(h[1])), body)
     replace_synced(folder / "glossary.html", _PAGE.format(body).encode())

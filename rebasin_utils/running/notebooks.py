@@ -26,7 +26,7 @@ from rebasin_utils.paths import (
     project_notebooks,
     project_root,
 )
-from rebasin_utils.running import glossary
+from rebasin_utils.running import glossary, links
 from rebasin_utils.study import presets
 from rebasin_utils.study.parts import Epoch, Sparsity
 from rebasin_utils.study.settings import changes_in
@@ -47,10 +47,6 @@ QUIET_KERNEL = ("--IPKernelApp.log_level=CRITICAL",)
 
 #: A formula in markdown: $$…$$ or $…$.
 FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
-
-#: A link from one notebook to another, in markdown.
-LINK = re.compile(r"\]\((\d\d-[\w-]+)\.ipynb\)")
-
 
 #: What a figure's title and the line below it take of its upper margin, in pixels.
 TITLE_HEIGHT = 55
@@ -216,8 +212,7 @@ def export_html(notebook: NotebookNode, title: str) -> str:
     """
     for cell in offline(notebook).cells:
         if cell.cell_type == "markdown":
-            linked = LINK.sub(r"](\1.html)", cell.source)
-            cell.source = glossary.LINK.sub(r"](glossary.html#\1)", linked)
+            cell.source = links.to_pages(cell.source)
     exporter = HTMLExporter(mathjax_url="", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.require_js_url = (
         "plotly.min.js"  # plotly in place of require.js, which it conflicts with

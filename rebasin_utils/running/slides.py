@@ -18,8 +18,8 @@ from plotly.offline import get_plotlyjs
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.files import replace_synced
-from rebasin_utils.running import glossary
-from rebasin_utils.running.notebooks import LINK, Notebook, offline
+from rebasin_utils.running import glossary, links
+from rebasin_utils.running.notebooks import Notebook, offline
 
 #: What is taken of reveal.js.
 _PARTS = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "dist/theme", "plugin/notes")
@@ -92,8 +92,7 @@ def as_slides(notebook: NotebookNode, title: str) -> str:
     """
     for cell in offline(notebook).cells:
         if cell.cell_type == "markdown":
-            linked = LINK.sub(r"](\1.slides.html)", cell.source)
-            cell.source = glossary.LINK.sub(r"](glossary.html#\1)", linked)
+            cell.source = links.to_pages(cell.source, ".slides.html")
         elif cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_alive(output)]
             shown = any("text/html" in output.get("data", {}) for output in cell.outputs)

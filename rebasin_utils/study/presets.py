@@ -294,7 +294,10 @@ PURPOSE = {
 def preset(name: str) -> tuple[Settings, ...]:
     """The studies of a preset; InputError when there is none of that name."""
     if name not in PRESETS:
-        raise InputError(f"preset = {name!r}: choose one of {', '.join(PRESETS)}")
+        raise InputError(
+            f"preset = {name!r}: choose one of {', '.join(PURPOSE)}, or one of the "
+            f"{len(PRESETS) - len(PURPOSE)} single studies and twins that `rebasin presets` lists"
+        )
     return PRESETS[name]
 
 

@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from rebasin_utils.running import glossary, notebooks
+from rebasin_utils.running import glossary, links, notebooks
 
 ALL = notebooks.originals()
 
@@ -19,7 +19,7 @@ def prose(notebook: notebooks.Notebook) -> str:
 
 @pytest.mark.parametrize("notebook", ALL, ids=lambda n: n.name)
 def test_a_notebook_links_to_terms_that_there_are_each_once(notebook):
-    linked = glossary.LINK.findall(prose(notebook))
+    linked = links.TERM.findall(prose(notebook))
     assert len(linked) >= 5
     assert len(set(linked)) == len(linked)
     assert set(linked) <= set(glossary.terms())

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from rebasin_utils.errors import InputError
-from rebasin_utils.running import batch, notebooks
+from rebasin_utils.running import batch, links, notebooks
 from rebasin_utils.study import presets
 from rebasin_utils.study.settings import assignments
 from rebasin_utils.study.study import Study
@@ -67,7 +67,7 @@ def test_no_algorithm_lives_in_a_notebook(notebook: notebooks.Notebook):
 
 def test_links_between_notebooks_lead_somewhere(notebook: notebooks.Notebook):
     for cell in cells(notebook, "markdown"):
-        for target in notebooks.LINK.findall(cell.source):
+        for target in links.NOTEBOOK.findall(cell.source):
             assert (notebook.path.parent / f"{target}.ipynb").is_file()
 
 
