@@ -53,6 +53,14 @@ def gap_closed(results: pd.DataFrame, method: str, sparsity: float) -> float:
     return (mean[method] - mean["naive"]) / (mean["lth"] - mean["naive"])
 
 
+def has_gap(results: pd.DataFrame, sparsity: float) -> bool:
+    """Whether LTH is ahead of naive, as a pair's mean over k ≥ 1, by the 95% interval."""
+    gaps = paired(results, "lth", "naive")
+    later = pd.DataFrame({k: gap for (s, k), gap in gaps.items() if s == sparsity and k >= 1})
+    _, low, _ = interval(later.mean(axis=1))
+    return low > 0
+
+
 def paired(results: pd.DataFrame, first: str, second: str) -> dict[tuple[float, int], pd.Series]:
     """`first` minus `second`, pp, of every pair, by (sparsity, rewind epoch).
 

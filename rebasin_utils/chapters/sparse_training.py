@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rebasin_utils.chapters.chapter import Chapter, Picture, whole_results, with_sparse_runs
-from rebasin_utils.chapters.evidence import gap_closed, interval, paired_difference
+from rebasin_utils.chapters.evidence import gap_closed, has_gap, interval, paired_difference
 from rebasin_utils.chapters.sparse_claims import (
     against_dense,
     of_budgets,
@@ -114,6 +114,11 @@ def _grid_title(cells: pd.DataFrame, sparsity: float) -> str:
     below = f"mean of {cells['seed'].nunique()} pairs, bars: 95% intervals; dashed: dense"
     if not {"lth", "naive", "permuted"} <= set(cells["method"]):
         return f"{sparsity:.0%} sparsity<br><sup>{below}</sup>"
+    if not has_gap(cells, sparsity):
+        return (
+            f"At {sparsity:.0%} sparsity no gap between naive and LTH is to be seen"
+            f"<br><sup>{below}; the gap is over k ≥ 1</sup>"
+        )
     return (
         f"At {sparsity:.0%} sparsity, permuting the mask closes "
         f"{gap_closed(cells, 'permuted', sparsity):.0%} of the gap between naive and LTH"

@@ -125,18 +125,39 @@ def test_the_slider_shows_one_sparsity_at_a_time_with_its_title(of_training: dic
     assert visible.tolist() == [1] * len(shown)
 
 
-def test_the_title_follows_the_numbers():
-    cells = [("lth", 0.9), ("naive", 0.7), ("permuted", 0.75)]
+@pytest.mark.parametrize(
+    ("lth", "says"),
+    [((0.9, 0.9), "closes 25% of the gap"), ((0.9, 0.6), "no gap between naive and LTH")],
+)
+def test_the_title_follows_the_numbers(lth, says):
+    cells = [("lth", lth), ("naive", (0.7, 0.7)), ("permuted", (0.75, 0.75))]
     results = pd.DataFrame(
         [
             dict(method=m, test_accuracy=a, sparsity=0.9, rewind_epoch=1, seed=s, diverged=False,
                  dataset="d", model="m", width=1)
-            for m, a in cells
-            for s in (0, 1)
+            for m, accuracies in cells
+            for s, a in enumerate(accuracies)
         ]
     ).astype({"rewind_epoch": "Int64"})  # fmt: skip
     figure = sparse_training.accuracy_by_rewind(results)
-    assert "closes 25% of the gap" in figure.layout.title.text
+    assert says in figure.layout.title.text
+
+
+@pytest.mark.parametrize(
+    ("permuted", "says"),
+    [((0.8, 0.8), "π keeps 50% of its gain"), ((0.8, 0.65), "no gain over naive")],
+)
+def test_an_early_matching_keeps_a_share_of_a_gain_only_where_there_is_one(permuted, says):
+    runs = [("naive", None, (0.7, 0.7)), ("lth", None, (0.9, 0.9))]
+    runs += [("permuted", 1, (0.75, 0.75)), ("permuted", 4, permuted)]
+    table = pd.DataFrame(
+        [
+            dict(sparsity=0.9, seed=seed, method=method, match_epoch=epoch, test_accuracy=accuracy)
+            for method, epoch, accuracies in runs
+            for seed, accuracy in enumerate(accuracies)
+        ]
+    ).astype({"match_epoch": "Int64"})
+    assert says in alignment_cost.early_matching(table).layout.title.text
 
 
 def test_an_unknown_kind_of_trace_is_refused():
