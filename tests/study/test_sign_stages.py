@@ -8,7 +8,6 @@ import torch
 from rebasin_utils.errors import InputError
 from rebasin_utils.landscape import interpolation
 from rebasin_utils.nets import masks
-from rebasin_utils.nets.data import in_order
 from rebasin_utils.running.runner import run
 from rebasin_utils.study.plan import Plan
 from rebasin_utils.study.presets import preset
@@ -129,6 +128,19 @@ def test_a_start_has_the_magnitudes_of_b_and_the_signs_of_a(signed):
     assert torch.equal(starts["signs+classifier"][head], b[head].abs() * a[head].sign())
 
 
+def test_before_any_training_statistics_are_those_of_the_net_that_is_measured(signed):
+    study = signed[0]
+    nodes = [one(study, kind) for kind in sign_transfer.KINDS]
+    starts = [sign_transfer.start_of(study, node)[0] for node in nodes]
+    recomputed = [merged.with_statistics(study, start) for start in starts]
+    found = [study.record(node)["metrics"]["accuracy_before"] for node in nodes]
+    fresh, stale = (
+        [m.accuracy for m in interpolation.evaluate(study.model, states, study.split("test"))]
+        for states in (recomputed, starts)
+    )
+    assert found == fresh != stale
+
+
 def test_an_address_moves_mask_and_signs_and_nothing_of_b(signed):
     study = signed[0]
     ticket = tickets.after(study.settings, "lrr", "A", 0, 2)
@@ -231,16 +243,18 @@ def test_a_bad_setting_is_refused_in_a_sentence(change, said):
     assert said in str(raised.value)
 
 
-def test_a_barrier_with_stale_statistics_would_be_another(signed):
+@pytest.mark.parametrize("stage", ["sign_paths", "stability"])
+def test_a_path_is_measured_with_its_statistics_recomputed_at_every_point(stage, signed):
     study = signed[0]
-    node = next(n for n in study.nodes("sign_paths") if n.at["kind"] == "mask")
+    node = next(n for n in study.nodes(stage) if n.at["kind"] == "mask")
+    metrics = study.record(node)["metrics"]
     ends = [study.state(parent) for parent in node.parents]
-    middle = interpolation.lerp(*ends, 0.5)
-    fresh = merged.with_statistics(study, middle)
-    images = [x for x, _ in in_order(study.split("test"), 1000)]
-    nets = [study.fresh(0).eval() for _ in range(2)]
-    for net, state in zip(nets, (middle, fresh), strict=True):
-        net.load_state_dict(state)
-    with torch.no_grad():
-        stale, right = (net(images[0]).argmax(-1) for net in nets)
-    assert not torch.equal(stale, right)
+    if stage == "sign_paths":
+        ends.reverse()  # it leads from the solution to where the transfer ends
+    stale = [interpolation.lerp(*ends, a) for a in metrics["alphas"]]
+    recomputed = [merged.with_statistics(study, state) for state in stale]
+    images = merged.measured_on(study)
+    found = [point["loss"] for point in metrics["points"]]
+    assert found == [m.loss for m in interpolation.evaluate(study.model, recomputed, images)]
+    old = [m.loss for m in interpolation.evaluate(study.model, stale, images)]
+    assert all(a != b for a, b in zip(found[1:-1], old[1:-1], strict=True))
