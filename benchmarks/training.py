@@ -2,6 +2,7 @@
 
     python benchmarks/training.py                  about twelve minutes on two cores
     python benchmarks/training.py --quick          the same tables from little data: three minutes
+                                                   (on a GPU, (b) of two nets only)
     python benchmarks/training.py --json FILE      writes the numbers as well
     python benchmarks/training.py --device cuda    on a GPU: wider nets and more images, too
 

@@ -76,7 +76,7 @@ def test_a_library_name_is_imported_before_any_submodule():
 
 def test_an_unknown_name_is_an_ordinary_error():
     with pytest.raises(AttributeError, match="has no attribute 'realign'"):
-        rebasin_utils.realign  # noqa: B018
+        rebasin_utils.realign  # noqa: B018 (to ask for it is the test)
     with pytest.raises(ImportError, match="cannot import name 'realign'"):
         exec("from rebasin_utils import realign")
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'rebasin_utils\.realign'"):

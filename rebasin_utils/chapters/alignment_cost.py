@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -72,7 +72,6 @@ def early_matching(table: pd.DataFrame) -> go.Figure:
     """
     figure = blank("epoch of B that π was matched with", "test accuracy, %")
     epochs = sorted(table["match_epoch"].dropna().unique())
-    means = {}
     for method in ("lth", "permuted", "naive"):
         rows = table[table["method"] == method]
         if method == "permuted":
@@ -80,10 +79,9 @@ def early_matching(table: pd.DataFrame) -> go.Figure:
         else:
             whole = interval(100 * rows["test_accuracy"])
             points = {epochs[0]: whole, epochs[-1]: whole}
-        means[method] = {e: mean for e, (mean, _, _) in points.items()}
         figure.add_scatter(
             x=[int(e) for e in points],
-            y=list(means[method].values()),
+            y=[mean for mean, _, _ in points.values()],
             error_y=bars([high - mean for mean, _, high in points.values()]),
             mode="lines+markers",
             name=METHOD_NAMES[method],
@@ -91,29 +89,28 @@ def early_matching(table: pd.DataFrame) -> go.Figure:
             marker=dict(symbol=SYMBOLS[method], size=11),
         )
     figure.update_layout(
-        title=f"{_kept_gain(table, means, epochs)}<br><sup>{table['sparsity'].iloc[0]:.0%} "
+        title=f"{_kept_gain(table)}<br><sup>{table['sparsity'].iloc[0]:.0%} "
         f"sparsity; {table['seed'].nunique()} pairs, bars: 95% intervals; naive and LTH need no "
         "matching</sup>"
     )
     return figure
 
 
-def _kept_gain(
-    table: pd.DataFrame, means: Mapping[str, Mapping[int, float]], epochs: Sequence[int]
-) -> str:
+def _kept_gain(table: pd.DataFrame) -> str:
     """The most of its gain that an early π keeps, where there is a gain."""
-    last = epochs[-1]
-    runs = table[(table["match_epoch"] == last) | (table["method"] == "naive")]
-    accuracy = runs.pivot_table("test_accuracy", "seed", "method")
-    _, low, _ = interval(accuracy["permuted"] - accuracy["naive"])
+    naive = table[table["method"] == "naive"].set_index("seed")["test_accuracy"]
+    permuted = table[table["method"] == "permuted"]
+    gains = permuted.pivot(index="seed", columns="match_epoch", values="test_accuracy")
+    gains = gains.sub(naive, axis=0)
+    last = gains.columns[-1]
+    _, low, _ = interval(gains[last])
     if not low > 0:
         return f"Matched with B after {last} epochs, no gain over naive is to be seen"
-    naive = means["naive"][epochs[0]]
-    gains = {epoch: mean - naive for epoch, mean in means["permuted"].items()}
-    best = max(gains.keys() - {last}, key=gains.get)
-    share = gains[best] / gains[last]
+    kept = gains.mean() / gains[last].mean()
+    best = kept.drop(last).idxmax()
     return (
-        f"Matched with B after {best} of {last} epochs, π keeps {share:.0%} of its gain over naive"
+        f"Matched with B after {best} of {last} epochs, π keeps {kept[best]:.0%} of its gain over "
+        "naive"
     )
 
 
