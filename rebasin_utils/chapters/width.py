@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rebasin_utils.chapters import published
-from rebasin_utils.chapters.chapter import Chapter, Picture, with_sparse_runs
+from rebasin_utils.chapters.chapter import Chapter, Picture
 from rebasin_utils.chapters.evidence import COLUMNS, gaps, interval, paired, row
 from rebasin_utils.chapters.style import COLOURS, PATHS, SYMBOLS, bars, blank
 from rebasin_utils.errors import InputError
@@ -94,14 +94,14 @@ def check_cell(studies: Sequence[Study], sparsity: float, rewind_epoch: int) -> 
 
 
 def nearest_cell(studies: Sequence[Study], **cell: float) -> dict[str, float]:
-    """These values of `sparsity` and `rewind_epoch`, or where no study has them those it looks at.
+    """These values of `sparsity` and `rewind_epoch`, or those looked at, where runs are elsewhere.
 
-    Raises:
-        InputError: when the studies have no sparse runs.
+    Studies without any sparse runs leave them as they are.
     """
     fields = {"sparsity": "sparsities", "rewind_epoch": "rewind_epochs"}
-    grids = [study.settings.sparse for study in with_sparse_runs(studies)]
-    if any(all(v in getattr(grid, fields[n]) for n, v in cell.items()) for grid in grids):
+    grids = [study.settings.sparse for study in studies if study.nodes("sparse")]
+    there = (all(v in getattr(grid, fields[n]) for n, v in cell.items()) for grid in grids)
+    if not grids or any(there):
         return cell
     sparsity, rewind_epoch = _cell(studies) or (grids[0].sparsities[0], grids[0].rewind_epochs[-1])
     looked_at = {"sparsity": sparsity, "rewind_epoch": rewind_epoch}

@@ -201,7 +201,8 @@ def executions_of(studies: list[Study], values: dict[str, str]) -> list[batch.Ex
             typer.echo(f"{notebook.name} is left out: {why}")
             continue
         own = {name: v for name, v in notebook.parameters.items() if name in _CELL}
-        cell = own and nearest_cell(studies, **own)
+        shown = chapter.studies(studies) if chapter else studies
+        cell = own and nearest_cell(shown, **own)
         found += batch.executions([notebook], _taken(notebook, values) | cell)
     return found
 

@@ -51,7 +51,7 @@ _POCKET_GRID = Settings(
     sparse=dict(
         epochs=10,
         lr=0.08,
-        sparsities=(0.80, 0.90, 0.95, 0.97),
+        sparsities=(0.80, 0.90, 0.97),
         rewind_epochs=(0, 2, 5),
         methods=COMPARED,
     ),
@@ -88,12 +88,12 @@ def _pocket_resnet(width: int) -> Settings:
         name="pocket-resnet8" + (f"-w{width}" if width > 1 else ""),
         seeds=3,
         data=dict(
-            source="fashion-mnist-10k", pool=4, train_limit=3000, test_limit=1500, augment=False
+            source="fashion-mnist-10k", pool=4, train_limit=3000, test_limit=1000, augment=False
         ),
         model=dict(name="resnet8", width=width),
         dense=Dense(epochs=6, lr=0.08),
         imp=Imp(epochs=1, lr=0.02),
-        paths=dict(samples=1500, statistics_samples=600),
+        paths=dict(samples=1000, statistics_samples=400),
     )
 
 
@@ -136,7 +136,7 @@ def _signs(name: str, model: str, lr: float, seeds: int, **signs: Any) -> Settin
         dense=Dense(epochs=10, lr=lr),
         imp=Imp(epochs=0, lr=lr),
         paths=dict(alphas=()),
-        signs=dict(rate=0.36, lr=lr, warm_up=6, round_epochs=4, epochs=10, **signs),
+        signs=dict(rate=0.36, lr=lr, warm_up=6, round_epochs=3, epochs=8, **signs),
     )
 
 
@@ -168,7 +168,7 @@ def _reuse(name: str, source: str, target: str) -> Settings:
     return _POCKET_GRID.with_values(
         name=name,
         seeds=8,
-        sparse=dict(epochs=10, lr=0.08, sparsities=(0.90,), rewind_epochs=(0, 2, 5), methods=()),
+        sparse=dict(epochs=10, lr=0.08, sparsities=(0.90,), rewind_epochs=(0, 5), methods=()),
         paths=dict(alphas=()),
         closer_look={},
         budgets={},

@@ -46,9 +46,8 @@ STABILITY = Stability()
 
 def compared(settings: Settings) -> list[tuple[Procedure, str]]:
     """The tickets, and what of them is carried over."""
-    lrr = [("lrr", "mask"), ("lrr", "signs")]
-    asked = settings.signs.procedures
-    return lrr + ([("lrr", "signs+norms"), ("aws", "signs")] if "aws" in asked else [])
+    tickets: list[tuple[Procedure, str]] = [("lrr", "mask"), ("lrr", "signs"), ("aws", "signs")]
+    return [ticket for ticket in tickets if ticket[0] in settings.signs.procedures]
 
 
 def between(
