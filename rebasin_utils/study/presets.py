@@ -136,7 +136,7 @@ def _signs(name: str, model: str, lr: float, seeds: int, **signs: Any) -> Settin
         dense=Dense(epochs=10, lr=lr),
         imp=Imp(epochs=0, lr=lr),
         paths=dict(alphas=()),
-        signs=dict(rate=0.36, lr=lr, warm_up=6, round_epochs=3, epochs=8, **signs),
+        signs=dict(rate=0.36, lr=lr, warm_up=6, round_epochs=3, epochs=6, **signs),
     )
 
 
@@ -167,7 +167,7 @@ def _reuse(name: str, source: str, target: str) -> Settings:
     """The grid's nets and tickets on the one side, the digits' on the other; nothing else."""
     return _POCKET_GRID.with_values(
         name=name,
-        seeds=8,
+        seeds=6,
         sparse=dict(epochs=10, lr=0.08, sparsities=(0.90,), rewind_epochs=(0, 5), methods=()),
         paths=dict(alphas=()),
         closer_look={},

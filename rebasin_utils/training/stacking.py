@@ -228,9 +228,23 @@ class Stacked:
         """The gradient of a norm layer's input, from that of its output; γ's and β's are kept."""
         values, scale = normed
         gamma, _ = self._affine(norm)
+        of_gamma, of_beta = (self._gradients[f"{norm.name}.{kind}"] for kind in ("weight", "bias"))
+        if (
+            norm.over == 2
+        ):  # a unit's numbers lie side by side, as torch's own batch norm likes them
+            units = gamma.numel()
+            rows = (1, units, -1)
+            zero, one = g.new_zeros(units), g.new_ones(units)  # the mean of ĥ, and its deviation
+            d, *sums = torch.ops.aten.native_batch_norm_backward(
+                *(g.reshape(rows), values.reshape(rows), (gamma * scale).flatten()),
+                *(None, None, zero, one, True, norm.eps, (True, True, True)),
+            )
+            for kept, found in zip((of_gamma, of_beta), sums, strict=True):
+                kept.copy_(found.view_as(kept))
+            return d.view_as(g)
         product = g * values
-        torch.sum(product, 2, out=self._gradients[f"{norm.name}.weight"])
-        torch.sum(g, 2, out=self._gradients[f"{norm.name}.bias"])
+        torch.sum(product, 2, out=of_gamma)
+        torch.sum(g, 2, out=of_beta)
         mean_product = product.mul_(gamma).mean(norm.over, keepdim=True)
         d = g * gamma
         d.sub_(d.mean(norm.over, keepdim=True))
