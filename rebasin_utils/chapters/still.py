@@ -14,6 +14,7 @@ import re
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.axes3d import Axes3D
@@ -51,6 +52,8 @@ def draw(figure: go.Figure) -> Figure:
     still = Figure(figsize=(width, height))
     named = {t.name for t in figure.data if t.name and t.showlegend is not False}
     still.foot = 0.13 + 0.045 * math.ceil(len(named) / _IN_A_ROW)
+    titles = [note.text for note in layout.annotations if note.xref == "paper" and note.text]
+    still.head = 0.83 - 0.04 * max((text.count("<br>") for text in titles), default=0)
     panels: dict[str, Axes] = {}
     for trace in figure.data:
         if trace.visible in (False, "legendonly"):
@@ -77,7 +80,9 @@ def draw(figure: go.Figure) -> Figure:
         place = dict(loc="lower center", ncols=_IN_A_ROW)
         still.legend(shown.values(), shown.keys(), frameon=False, fontsize=8.5, **place)
     title, _, below = _plain(layout.title.text or "").partition("\n")
-    still.text(0.02, 0.975, title, fontsize=12, va="top", weight="bold", wrap=True)
+    heading = still.text(0.02, 0.975, title, fontsize=12, va="top", weight="bold")
+    wide = heading.get_window_extent(FigureCanvasAgg(still).get_renderer()).width
+    heading.set_fontsize(12 * min(1, 0.96 * still.bbox.width / max(wide, 1)))
     still.text(0.02, 0.915, below, fontsize=9, va="top", color="#444444")
     return still
 
@@ -90,12 +95,12 @@ def _panel(
     left, right = x.domain or (0, 1)
     bottom, top = y.domain or (0, 1)
     shared = panels.get(y.matches) if y.matches else None
-    foot = still.foot
+    foot, high = still.foot, still.head - still.foot
     box = [
         0.09 + 0.88 * left,
-        foot + (0.83 - foot) * bottom,
+        foot + high * bottom,
         0.88 * (right - left) - 0.02,
-        (0.83 - foot) * (top - bottom),
+        high * (top - bottom),
     ]
     axes = still.add_axes(box, sharey=shared)
     axes.spines[["top", "right"]].set_visible(False)

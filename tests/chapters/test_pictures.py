@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from plotly.subplots import make_subplots
 
 from rebasin_utils.chapters import (
     alignment_cost,
@@ -158,6 +162,22 @@ def test_an_early_matching_keeps_a_share_of_a_gain_only_where_there_is_one(permu
         ]
     ).astype({"match_epoch": "Int64"})
     assert says in alignment_cost.early_matching(table).layout.title.text
+
+
+def test_no_title_of_a_still_picture_covers_another(
+    of_training: dict[str, go.Figure], of_weight_space: dict[str, go.Figure]
+):
+    panels = make_subplots(1, 2, subplot_titles=["from these<br>to those", "and<br>back"])
+    for column in (1, 2):
+        panels.add_scatter(x=[0, 1], y=[0, 1], row=1, col=column)
+    panels.update_layout(title="What is found<br><sup>what is drawn, of how many, and how</sup>")
+    for name, figure in (of_training | of_weight_space | {"panels": panels}).items():
+        drawn = still.draw(figure)
+        FigureCanvasAgg(drawn).draw()
+        texts = [*drawn.texts, *(axes.title for axes in drawn.axes)]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        for first, second in combinations(boxes, 2):
+            assert not first.overlaps(second), name
 
 
 def test_an_unknown_kind_of_trace_is_refused():
