@@ -229,9 +229,8 @@ class Stacked:
         values, scale = normed
         gamma, _ = self._affine(norm)
         of_gamma, of_beta = (self._gradients[f"{norm.name}.{kind}"] for kind in ("weight", "bias"))
-        if (
-            norm.over == 2
-        ):  # a unit's numbers lie side by side, as torch's own batch norm likes them
+        if norm.over == 2:
+            # A unit's numbers lie side by side, as torch's own batch norm likes them.
             units = gamma.numel()
             rows = (1, units, -1)
             zero, one = g.new_zeros(units), g.new_ones(units)  # the mean of ĥ, and its deviation
