@@ -18,9 +18,10 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install
 	--disable-pip-version-check) --quiet $(PIP_ARGS) -c constraints.txt
 # Two processes, a file in one, in the order that tests/conftest.py gives.
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
-# What tests take of the pocket study: fewer pairs, and shorter runs.
-LIGHTER := seeds=3 imp.epochs=1 sparse.epochs=4 paths.samples=1500 \
-	signs.warm_up=3 signs.round_epochs=2 signs.epochs=4
+# What tests take of the studies that notebooks show: fewer pairs and images, and shorter runs.
+LIGHTER := seeds=3 data.train_limit=2000 data.test_limit=1000 imp.epochs=1 sparse.epochs=3 \
+	paths.samples=300 paths.statistics_samples=300 signs.warm_up=2 signs.round_epochs=1 signs.epochs=3
+LIGHTER_IMAGENET := seeds=1 dense.epochs=3 sparse.epochs=2
 # One thread a process: the study runs one process per core.
 export OMP_NUM_THREADS := 1
 export PYTHONWARNINGS := ignore::DeprecationWarning
@@ -32,9 +33,10 @@ study: .venv/installed
 
 test: .venv/installed-test lint
 	$(BIN)/python -m pytest $(IN_TWO)
-	$(BIN)/python tests/lighter_notebooks.py build/notebooks $(LIGHTER)
+	$(BIN)/python tests/lighter_notebooks.py build/notebooks \
+		--pocket $(LIGHTER) --pocket-imagenet $(LIGHTER_IMAGENET)
 	$(BIN)/rebasin run --preset pocket $(LIGHTER:%=--set %) --quiet
-	$(BIN)/rebasin run --preset pocket-imagenet --quiet
+	$(BIN)/rebasin run --preset pocket-imagenet $(LIGHTER_IMAGENET:%=--set %) --quiet
 	REBASIN_WORKERS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -p no:cacheprovider \
 		--nbval-lax --nbval-cell-timeout=900 build/notebooks
 

@@ -66,7 +66,7 @@ def test_the_notebooks_come_with_it_and_run_where_they_are_copied_to(rebasin, in
 
 def test_without_a_copy_they_run_in_the_working_folder(rebasin, installed, tmp_path):
     before = everything(installed)
-    done = rebasin("notebooks", "run", "01")
+    done = rebasin("notebooks", "run", "01", "-p", "pairs", "20")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     refused = rebasin("notebooks", "refresh", "01")

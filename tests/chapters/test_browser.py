@@ -76,7 +76,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab on copies of the notebooks, with a %s for a file's name."""
     home = tmp_path_factory.mktemp("lab")
     for name, parameters in (
-        ("01", {}),
+        ("01", {"pairs": 20}),
         ("04", {"preset": "smoke", "sparsity": 0.8, "store": str(home / "store")}),
     ):
         copy_with(name, parameters, home / "notebooks")
