@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,9 @@ from rebasin_utils.running.dag import Outcome, Report, Task, execute
 from rebasin_utils.running.notebooks import (
     QUIET_KERNEL,
     Notebook,
+    absolute,
     check_parameters,
+    environment,
     export_html,
     working_folder,
 )
@@ -125,6 +126,8 @@ def executions(
         for point in product(*axes):
             mine = {n: v for n, v in values.items() if n in notebook.parameters} | dict(point)
             check_parameters(notebook, mine)
+            if mine.get("store"):
+                mine["store"] = absolute(mine["store"])
             name = _name(notebook, mine)
             found[name] = Execution(notebook, mine, name)
     return list(found.values())
@@ -227,7 +230,7 @@ def _execute(execution: Execution, folder: Path, workers: int | None, report: Re
 
     workers: of the studies that its kernel runs, where `REBASIN_WORKERS` does not say.
     """
-    env = ({} if workers is None else {"REBASIN_WORKERS": str(workers)}) | os.environ
+    env = ({} if workers is None else {"REBASIN_WORKERS": str(workers)}) | environment()
     begin, notebook, problem = time.monotonic(), execution.notebook, None
     running = folder / f".running-{execution.name}.ipynb"
     try:
@@ -240,6 +243,7 @@ def _execute(execution: Execution, folder: Path, workers: int | None, report: Re
             kernel_name="python3",
             progress_bar=False,
             engine_name="rebasin",
+            request_save_on_cell_execute=False,  # all of it, before and after every cell
             env=env,
         )
     except PapermillExecutionError as raised:

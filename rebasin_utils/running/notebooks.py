@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ RANGES = {
     "sparsity": Sparsity,
     "rewind_epoch": Epoch,
 }
+
+#: The variables of the environment that name folders.
+FOLDERS = ("REBASIN_STORE", "REBASIN_DATA")
 
 #: A kernel would warn that this machine's other users could listen, and of being stopped.
 QUIET_KERNEL = ("--IPKernelApp.log_level=CRITICAL",)
@@ -105,6 +109,17 @@ def copy(notebooks: Sequence[Notebook], folder: Path) -> list[Path]:
             replace_synced(file, content)
     glossary.copy(folder / "notebooks")
     return files
+
+
+def environment() -> dict[str, str]:
+    """Of a kernel: it works in another folder, and relative folders mean what they mean here."""
+    folders = {n: folder for n in FOLDERS if (folder := os.environ.get(n))}
+    return {**os.environ, **{name: absolute(folder) for name, folder in folders.items()}}
+
+
+def absolute(folder: str) -> str:
+    """A folder that a user has named, wherever it will be looked for."""
+    return str(Path(folder).expanduser().absolute())
 
 
 def working_folder(notebook: Notebook) -> Path:
@@ -197,7 +212,7 @@ def refresh(notebook: Notebook) -> None:
         coalesce_streams=True,
         extra_arguments=list(QUIET_KERNEL),
     )
-    client.execute()
+    client.execute(env=environment())
     content.metadata = {k: content.metadata[k] for k in ("kernelspec", "language_info")}
     content.metadata.language_info = {"name": "python"}
     for cell in content.cells:

@@ -51,6 +51,32 @@ def states(table) -> dict[str, str]:
     return dict(zip(table["parameters"], table["state"], strict=True))
 
 
+@pytest.mark.parametrize("name", ["REBASIN_STORE", "REBASIN_DATA"])
+def test_a_relative_folder_means_the_same_in_a_kernel(name, tmp_path, monkeypatch):
+    """Kernels of notebooks that are not in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "mine")
+    (tmp_path / "notebooks").mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    source = f"import os\nfrom pathlib import Path\nprint(Path(os.environ[{name!r}]).absolute())"
+    cells = [nbformat.v4.new_markdown_cell("# Where?"), nbformat.v4.new_code_cell(source)]
+    path = tmp_path / "notebooks" / "78-where.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    notebook = notebooks._read(path)
+    notebooks.refresh(notebook)
+    batch.refuse_failures(batch.run_batch(batch.executions([notebook], {}), tmp_path), tmp_path)
+    for file in (path, tmp_path / path.name):
+        (output,) = nbformat.read(file, as_version=4).cells[1].outputs
+        assert output.text.strip() == str(tmp_path / "mine")
+
+
+def test_a_relative_store_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, meant in (("mine", str(tmp_path / "mine")), ("", "")):
+        (execution,) = batch.executions(notebooks.find(["04"]), {"store": given})
+        assert execution.values["store"] == meant
+
+
 def test_a_grid_is_every_combination_of_its_values(notebook):
     chosen = batch.executions([notebook], {}, {"width": [1, 3], "fail_at": [0, 7]})
     assert [e.values for e in chosen] == [
