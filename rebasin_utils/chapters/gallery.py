@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from plotly.offline import get_plotlyjs
 
 from rebasin_utils.chapters.chapter import Chapter
 from rebasin_utils.chapters.style import save
+from rebasin_utils.files import replace_synced
 from rebasin_utils.study import plugins
 from rebasin_utils.study.study import Study
 
@@ -22,6 +24,8 @@ def applying(studies: Sequence[Study]) -> list[Chapter]:
 
 def draw_all(studies: Sequence[Study], folder: Path) -> None:
     """Write every chapter's figures, each with the data that made it: what `figures/` holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
     for chapter in applying(studies):
         for picture in chapter.pictures(studies):
             save(picture.figure, folder, picture.name, picture.table)

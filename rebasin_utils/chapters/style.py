@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
-from plotly.offline import get_plotlyjs
 
 from rebasin_utils.chapters import still
 from rebasin_utils.files import replace_synced
@@ -74,12 +73,10 @@ def picture(figure: go.Figure) -> dict:
 def save(figure: go.Figure, folder: Path, name: str, table: pd.DataFrame) -> None:
     """Write `name`.png, `name`.html and `name`.csv, the data that made it.
 
-    The page needs `plotly.min.js` beside it, which is written, too.
+    The page needs `plotly.min.js` beside it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     replace_synced(folder / f"{name}.png", still.png(figure, dpi=150))
     html = figure.to_html(include_plotlyjs="directory", div_id=name)
-    replace_synced(folder / "plotly.min.js", get_plotlyjs().encode())
     replace_synced(folder / f"{name}.html", html.encode())
     replace_synced(folder / f"{name}.csv", table.to_csv(index=False).encode())
 
