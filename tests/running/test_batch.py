@@ -29,18 +29,21 @@ print("reached the end")
 """
 
 
+def written(path: Path, question: str, *cells) -> notebooks.Notebook:
+    cells = [nbformat.v4.new_markdown_cell(f"# {question}"), *cells]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return notebooks._read(path)
+
+
 @pytest.fixture
 def notebook(tmp_path: Path) -> notebooks.Notebook:
     """One that notes its executions in a file."""
     first, *others = CELLS.format(log=str(tmp_path / "log")).split("---\n")
-    cells = [nbformat.v4.new_markdown_cell("# How often am I executed?")]
     tags = {"metadata": {"tags": ["parameters"]}}
-    cells += [nbformat.v4.new_code_cell(first.strip(), **tags)]
+    cells = [nbformat.v4.new_code_cell(first.strip(), **tags)]
     cells += [nbformat.v4.new_code_cell(source) for source in others]
-    path = tmp_path / "77-small.ipynb"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    return notebooks._read(path)
+    return written(tmp_path / "77-small.ipynb", "How often am I executed?", *cells)
 
 
 def executed(notebook: notebooks.Notebook) -> list[str]:
@@ -57,12 +60,9 @@ def test_a_relative_folder_means_the_same_in_a_kernel(name, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, "mine")
     (tmp_path / "notebooks").mkdir()
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     source = f"import os\nfrom pathlib import Path\nprint(Path(os.environ[{name!r}]).absolute())"
-    cells = [nbformat.v4.new_markdown_cell("# Where?"), nbformat.v4.new_code_cell(source)]
-    path = tmp_path / "notebooks" / "78-where.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-    notebook = notebooks._read(path)
+    path, cell = tmp_path / "notebooks" / "78-where.ipynb", nbformat.v4.new_code_cell(source)
+    notebook = written(path, "Where?", cell)
     notebooks.refresh(notebook)
     batch.refuse_failures(batch.run_batch(batch.executions([notebook], {}), tmp_path), tmp_path)
     for file in (path, tmp_path / path.name):
