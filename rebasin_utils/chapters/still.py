@@ -36,8 +36,11 @@ _DASHES = {None: "-", "solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 def png(figure: go.Figure, dpi: int = 110) -> bytes:
     """The figure as a PNG, in its initial state (of sliders and menus)."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    draw(figure).savefig(drawn, format="png", dpi=dpi)
-    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+    still = draw(figure)
+    still.savefig(drawn, format="rgba", dpi=dpi)
+    size = [int(side) for side in still.get_size_inches() * dpi]
+    image = Image.frombytes("RGBA", size, drawn.getvalue()).convert("RGB")
+    image.quantize(256).save(small, format="png", optimize=True)
     return small.getvalue()
 
 

@@ -15,7 +15,7 @@ from itertools import permutations
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.nn.functional import gelu
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.landscape.interpolation import barrier, lerp
@@ -23,6 +23,8 @@ from rebasin_utils.nets.masks import State
 from rebasin_utils.symmetry.permutation import permute, random_permutation
 from rebasin_utils.symmetry.spec import PermutationSpec
 from rebasin_utils.symmetry.weight_matching import match_weights
+from rebasin_utils.training.optimizers import Optimizer
+from rebasin_utils.training.recipes import Recipe
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
 #: How many copies are checked at most: all of them up to six units.
@@ -44,7 +46,7 @@ def network(width: int) -> nn.Sequential:
 
 def losses(states: Sequence[State]) -> Tensor:
     """Mean squared error of every net, float64 [nets]; the nets have one width."""
-    return _losses(network(len(states[0]["0.bias"])), _stack(states))
+    return _losses(_stack(states))
 
 
 def train(width: int, runs: int, seed: int = 0, steps: int = 400, lr: float = 0.03) -> list[State]:
@@ -54,11 +56,13 @@ def train(width: int, runs: int, seed: int = 0, steps: int = 400, lr: float = 0.
         nets = [network(width) for _ in range(runs)]
     stacked = _stack([net.state_dict() for net in nets])
     parameters = {name: p.requires_grad_() for name, p in stacked.items()}
-    optimizer = torch.optim.Adam(parameters.values(), lr=lr)
+    recipe = Recipe(steps, lr, weight_decay=0.0, schedule="constant", optimizer="adam")
+    optimizer = Optimizer(recipe, parameters.values())
     for _ in range(steps):
-        optimizer.zero_grad()
-        _losses(nets[0], parameters).sum().backward()
-        optimizer.step()
+        for p in parameters.values():
+            p.grad = None
+        _losses(parameters).sum().backward()
+        optimizer.step(epoch=0)
     return [{name: p[i].detach().clone() for name, p in parameters.items()} for i in range(runs)]
 
 
@@ -143,11 +147,11 @@ def _distance(first: State, second: State) -> float:
     return math.sqrt(sum(float((first[n] - second[n]).square().sum()) for n in first))
 
 
-def _losses(net: nn.Module, stacked: dict[str, Tensor]) -> Tensor:
-    def one(parameters: dict[str, Tensor]) -> Tensor:
-        return nn.functional.mse_loss(functional_call(net, parameters, (X,)), Y)
-
-    return vmap(one)(stacked)
+def _losses(stacked: dict[str, Tensor]) -> Tensor:
+    """What `network` computes, of all nets at once; `stacked` as `_stack` gives them."""
+    hidden = gelu(stacked["0.weight"] @ X.T + stacked["0.bias"][:, :, None])
+    outputs = stacked["2.weight"] @ hidden + stacked["2.bias"][:, :, None]
+    return (outputs - Y.T).square().mean((1, 2))
 
 
 def _stack(states: Sequence[State]) -> dict[str, Tensor]:

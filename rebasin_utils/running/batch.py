@@ -51,6 +51,8 @@ from rebasin_utils.study import plugins
 from rebasin_utils.study.stage import Node
 from rebasin_utils.study.store import Store
 
+#: The variables of the environment that say how many cores a kernel may use.
+SHARES = ("REBASIN_WORKERS", "OMP_NUM_THREADS")
 #: Parameters that say where something is computed and kept, and not what.
 _WHERE = ("store", "device")
 
@@ -228,9 +230,10 @@ papermill_engines.register("rebasin", _Engine)
 def _execute(execution: Execution, folder: Path, workers: int | None, report: Report) -> float:
     """Execute one notebook and export its page, whether it fails or not; returns its seconds.
 
-    workers: of the studies that its kernel runs, where `REBASIN_WORKERS` does not say.
+    workers: of the studies that its kernel runs, and threads of what else it computes, where the
+        variables `SHARES` do not say; None: of a machine that this kernel has for itself.
     """
-    env = ({} if workers is None else {"REBASIN_WORKERS": str(workers)}) | environment()
+    env = ({} if workers is None else dict.fromkeys(SHARES, str(workers))) | environment()
     begin, notebook, problem = time.monotonic(), execution.notebook, None
     running = folder / f".running-{execution.name}.ipynb"
     try:

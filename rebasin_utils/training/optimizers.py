@@ -3,56 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from rebasin_utils.training.recipes import Recipe
 
-#: What torch's optimisers remember of a parameter: name in a checkpoint -> name in torch.
-_MEMORY = {
-    "sgd": {"momentum": "momentum_buffer"},
-    "adam": {"mean": "exp_avg", "square": "exp_avg_sq"},
-}
+#: What torch's Adam has by default.
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 class Optimizer:
     """Steps the tensors of one run or of several as one: both optimisers treat each number alone.
 
-    schedule: to be stepped after every epoch.
+    These are torch's own steps as functions. Its optimisers as classes import the compiler, which
+    takes seconds in every process, and is not used.
+
+    A tensor without a gradient is left alone.
     """
 
-    def __init__(self, recipe: Recipe, trained: Sequence[Tensor], epoch: int):
-        self._trained = list(trained)
-        groups = [{"params": self._trained, "initial_lr": recipe.lr}]
-        common = dict(lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        if recipe.optimizer == "adam":
-            self._own: torch.optim.Optimizer = torch.optim.Adam(groups, **common)
-        else:
-            self._own = torch.optim.SGD(groups, momentum=recipe.momentum, **common)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._own, recipe.lr_factor, last_epoch=epoch - 1
-        )
-        remembers = recipe.optimizer != "sgd" or recipe.momentum > 0
-        self._memory = _MEMORY[recipe.optimizer] if remembers else {}
+    def __init__(self, recipe: Recipe, trained: Sequence[Tensor]):
+        self._recipe, self._trained = recipe, list(trained)
+        parts = ["mean", "square"] if recipe.optimizer == "adam" else ["momentum"]
+        if recipe.optimizer == "sgd" and not recipe.momentum:
+            parts = []
+        self._memory = {part: [torch.zeros_like(t) for t in self._trained] for part in parts}
+        self._steps = [torch.zeros((), device=t.device) for t in self._trained]
 
-    def step(self) -> None:
-        self._own.step()
+    @torch.no_grad()
+    def step(self, epoch: int) -> None:
+        """One step by the gradients that are there, at the rate of the 0-based `epoch`."""
+        recipe = self._recipe
+        moved = [i for i, tensor in enumerate(self._trained) if tensor.grad is not None]
+        tensors = [self._trained[i] for i in moved]
+        gradients = [tensor.grad for tensor in tensors]
+        memory = [[kept[i] for i in moved] for kept in self._memory.values()]
+        how = dict(
+            lr=recipe.lr * recipe.lr_factor(epoch),
+            weight_decay=recipe.weight_decay,
+            maximize=False,
+            fused=True,
+        )
+        if recipe.optimizer == "adam":
+            steps = [self._steps[i] for i in moved]
+            betas = dict(beta1=_BETA1, beta2=_BETA2, eps=_EPS)
+            adam(tensors, gradients, *memory, [], steps, amsgrad=False, **betas, **how)
+        else:
+            momenta = memory[0] if memory else [None] * len(tensors)
+            way = dict(momentum=recipe.momentum, dampening=0.0, nesterov=False)
+            sgd(tensors, gradients, momenta, **way, **how)
 
     def memory(self) -> dict[str, list[Tensor]]:
         """What is remembered of every trained tensor, in their order, by its name."""
-        state = self._own.state
-        return {
-            name: [state[tensor][theirs] for tensor in self._trained]
-            for name, theirs in self._memory.items()
-        }
+        return self._memory
 
     def remember(self, memory: Mapping[str, Sequence[Tensor]], steps: int) -> None:
         """Go on from what `memory` gave after so many steps."""
-        for name, theirs in self._memory.items():
-            for tensor, kept in zip(self._trained, memory[name], strict=True):
-                state: dict[str, Any] = self._own.state[tensor]
-                state[theirs] = kept
-                if isinstance(self._own, torch.optim.Adam):
-                    state["step"] = torch.tensor(float(steps), device=tensor.device)
+        self._memory = {part: list(memory[part]) for part in self._memory}
+        for counted in self._steps:
+            counted.fill_(steps)

@@ -273,7 +273,7 @@ class _Group:
         self.losses = [list(b.losses) for b in begun]
         self.seconds = [b.seconds for b in begun]
         self.snapshots = [dict(b.snapshots) for b in begun]
-        self.optimizer = Optimizer(recipe, self.net.trained, self.epoch)
+        self.optimizer = Optimizer(recipe, self.net.trained)
         if begun[0].memory:
             steps = self.epoch * batches.steps + self.step
             self.optimizer.remember(
@@ -320,13 +320,12 @@ class _Group:
                     self.total += self.interpolated.losses(x, y, a[self.step])
                 else:
                     self.total += self.net.losses(x, y)
-            self.optimizer.step()
+            self.optimizer.step(self.epoch)
             self._apply_masks()
             self.step += 1
             if self.step < self.batches.steps:
                 begin = self._add_seconds(begin)
                 yield
-        self.optimizer.schedule.step()
         for losses, loss in zip(
             self.losses, (self.total / self.batches.steps).tolist(), strict=True
         ):

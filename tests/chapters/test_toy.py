@@ -38,11 +38,12 @@ def test_swapping_the_units_leaves_the_loss_exactly_as_it_is(plane: torch.Tensor
 
 
 def test_the_loss_is_that_of_the_network_whose_units_are_permuted():
-    net = TwoWeights()
+    net, teacher = TwoWeights(), TwoWeights()
     weights = torch.tensor([0.3, -1.2], dtype=torch.float64)
     with torch.no_grad():
         net.hidden.weight[:, 0] = weights
-        error = (net(toy.X[:, None])[:, 0] - toy.Y).square().mean()
+        teacher.hidden.weight[:, 0] = torch.tensor(TARGET)
+        error = (net(toy.X[:, None]) - teacher(toy.X[:, None])).square().mean()
     assert error == pytest.approx(toy.loss(weights).item(), abs=1e-12)
     spec = PermutationSpec.trace(net, toy.X[:, None])
     assert spec.prove(net, toy.X[:, None]) < 1e-12

@@ -144,7 +144,7 @@ import os
 import re
 from pathlib import Path
 with Path({log!r}).open("a") as log:
-    log.write(os.environ.get("REBASIN_WORKERS", "none") + " ")
+    log.write("/".join(os.environ.get(name, "none") for name in {shares}) + " ")
 """
 
 
@@ -152,13 +152,14 @@ with Path({log!r}).open("a") as log:
 def test_kernels_share_the_cores_and_this_process_keeps_its_environment(
     notebook, tmp_path, monkeypatch, variable, at_once
 ):
-    if variable is None:
-        monkeypatch.delenv("REBASIN_WORKERS", raising=False)
-    else:
-        monkeypatch.setenv("REBASIN_WORKERS", variable)
+    for name in batch.SHARES:
+        if variable is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, variable)
     monkeypatch.setattr(batch, "cores", lambda: 6)
     content = nbformat.read(notebook.path, as_version=4)
-    content.cells[2].source = TELLS.format(log=str(tmp_path / "log"))
+    content.cells[2].source = TELLS.format(log=str(tmp_path / "log"), shares=batch.SHARES)
     nbformat.write(content, notebook.path)
     before, during, execute = dict(os.environ), [], batch.papermill.execute_notebook
 
@@ -171,7 +172,8 @@ def test_kernels_share_the_cores_and_this_process_keeps_its_environment(
     chosen = batch.executions([notebook], {}, {"width": [2, 3]})
     table = batch.run_batch(chosen, tmp_path / "pages", at_once=at_once)
     assert set(table["state"]) == {"executed"}
-    assert executed(notebook) == [variable or str(6 // at_once)] * 2
+    share = variable or str(6 // at_once)
+    assert executed(notebook) == [f"{share}/{share}"] * 2
     assert during == [before] * 4
     assert dict(os.environ) == before
 
