@@ -92,6 +92,7 @@ def merger(
     second: State,
     correction: Correction = "none",
     samples: Split | None = None,
+    probe: Probe | None = None,
 ) -> Callable[[float], State]:
     """A function of α that gives the net at that point of the segment, corrected.
 
@@ -99,6 +100,7 @@ def merger(
         correction: "none"; "bn_reset", the statistics of its batch norms recomputed; or "repair",
             those of all hidden layers brought to what lies between the ends' (`repair`).
         samples: training images to measure statistics on.
+        probe: of the model, for "repair", where there is one already.
     """
 
     def batches() -> Iterator[Tensor]:
@@ -110,7 +112,7 @@ def merger(
         raise InputError(f"correction = {correction!r}: needs samples to measure statistics on")
     if correction == "bn_reset":
         return lambda alpha: reset_batch_norm(model, lerp(first, second, alpha), batches())
-    probe = Probe(model)
+    probe = probe or Probe(model)
     ends = [probe.statistics(end, batches()) for end in (first, second)]
     return lambda alpha: probe.repair(
         lerp(first, second, alpha), lerp_statistics(*ends, alpha), batches()
@@ -125,12 +127,13 @@ def path(
     images: Split,
     correction: Correction = "none",
     samples: Split | None = None,
+    probe: Probe | None = None,
 ) -> list[Metrics]:
     """Accuracy and loss on `images` at every point `alphas` of the segment from first to second.
 
-    correction, samples: as for `merger`.
+    correction, samples, probe: as for `merger`.
     """
-    at = merger(model, first, second, correction, samples)
+    at = merger(model, first, second, correction, samples, probe)
     return evaluate(model, [at(alpha) for alpha in alphas], images)
 
 

@@ -114,6 +114,8 @@ def repair(model: nn.Module, state: State, wanted: Statistics, batches: Iterable
 class Probe:
     """A model taken apart once, to measure and to correct many states of it.
 
+    Taking it apart takes longer than to measure a small one.
+
     layers: the nodes of its graph whose outputs are corrected, and their names in the model.
 
     Raises:
@@ -125,6 +127,7 @@ class Probe:
         self._net = eval_copy(model)
         self._graph = graph_of(self._net, len(self._arguments))
         self.layers = _corrected_nodes(self._graph, model)
+        self._laid_out = False
 
     def statistics(self, state: State, batches: Iterable[Batch]) -> Statistics:
         """What the function `statistics` gives."""
@@ -184,8 +187,9 @@ class Probe:
             inputs = arguments(batch, self._arguments)
             few = head(inputs, 2)
             graph.to(tensors(inputs)[0].device)
-            if not each and runs_channels_last(graph, lambda net, few=few: net(*few)):
+            if not self._laid_out and runs_channels_last(graph, lambda net, few=few: net(*few)):
                 channels_last(graph)
+            self._laid_out = True
             Measuring(graph).run(*inputs)
         if layers and not each:
             raise InputError("batches is empty: statistics need at least one batch of inputs")

@@ -73,20 +73,29 @@ def predict(
 def _answers(
     model: nn.Module, states: Sequence[State], images: Split, batch_size: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch."""
+    """For every stack of states: (logits [runs, batch, classes], labels [batch]) batch by batch.
+
+    A stack is done with before the next is asked for.
+    """
     for state in states:
         require_state(state, "one of the states")
     last = len(images) % batch_size or batch_size
     kind, together = stack_for(model, images, min(batch_size, len(images)), last)
+    net: Stacked | Single | None = None
     for start in range(0, len(states), together):
-        net = kind(model, states[start : start + together], images.device)
+        if isinstance(net, Single):
+            net.load(states[start])
+        else:
+            net = kind(model, states[start : start + together], images.device)
+        yield _of_batches(net, images, batch_size)
 
-        def batches(net: Stacked | Single = net) -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in in_order(images, batch_size):
-                with torch.no_grad():
-                    yield net.logits(x.expand(net.runs, *x.shape)), y
 
-        yield batches()
+def _of_batches(
+    net: Stacked | Single, images: Split, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for x, y in in_order(images, batch_size):
+        with torch.no_grad():
+            yield net.logits(x.expand(net.runs, *x.shape)), y
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

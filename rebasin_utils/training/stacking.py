@@ -275,9 +275,13 @@ class Single:
         self.groups, self.precision = groups, precision
         module = copy.deepcopy(model)
         self.module = (channels_last(module) if self.fast else module).to(device)
-        self.module.load_state_dict(states[0])
+        self.load(states[0])
         self.trained = list(self.module.parameters())
         self.parameters = self.named(self.trained)
+
+    def load(self, state: State) -> None:
+        """Another state in place of the one that is here."""
+        self.module.load_state_dict(state)
 
     def named(self, tensors: Sequence[Tensor]) -> State:
         names = (name for name, _ in self.module.named_parameters())

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from rebasin_utils.landscape import interpolation, repair
+from rebasin_utils.nets.data import Split, in_order
+from rebasin_utils.nets.masks import State
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
 from rebasin_utils.study.stages import dense, matching
@@ -23,7 +26,6 @@ from rebasin_utils.study.stages.merged import (
     finite,
     measured_on,
     samples,
-    statistics,
 )
 from rebasin_utils.symmetry.permutation import permute
 
@@ -64,15 +66,22 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
     splits = {split: measured_on(run, split) for split in ("test", "train")}
     corrected_on = samples(run)
     of_variance = {"test": splits["test"].head(2000), "train": corrected_on}
-    of_reference = {split: statistics(run, reference, x) for split, x in of_variance.items()}
+    probe = repair.Probe(model)
+
+    def statistics(state: State, images: Split) -> repair.Statistics:
+        return probe.statistics(state, (x for x, _ in in_order(images, 2000)))
+
+    of_reference = {split: statistics(reference, x) for split, x in of_variance.items()}
     paths, variances = [], []
     for name, first in (("unmatched", moving), ("matched", matched)):
         wanted = {
-            split: repair.lerp_statistics(statistics(run, first, images), of_reference[split], 0.5)
+            split: repair.lerp_statistics(statistics(first, images), of_reference[split], 0.5)
             for split, images in of_variance.items()
         }
         for correction in corrections(model):
-            at = interpolation.merger(model, first, reference, correction, corrected_on)
+            at = cache(
+                interpolation.merger(model, first, reference, correction, corrected_on, probe)
+            )
             states = [at(alpha) for alpha in alphas]
             for split, images in splits.items():
                 points = finite(interpolation.evaluate(model, states, images))
@@ -80,7 +89,7 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
                 paths.append({**kind, "points": points})
             middle = at(0.5)
             for split, images in of_variance.items():
-                found = statistics(run, middle, images)
+                found = statistics(middle, images)
                 kind = {"path": name, "correction": correction, "split": split}
                 variances += [
                     {**kind, "layer": layer, "ratio": ratio}

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from rebasin_utils.landscape import interpolation, repair
+from rebasin_utils.landscape import interpolation
 from rebasin_utils.landscape.interpolation import Correction, barrier
-from rebasin_utils.landscape.repair import Statistics
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
-from rebasin_utils.study.stage import Context, Reader
+from rebasin_utils.study.stage import Reader
 from rebasin_utils.training.evaluate import Metrics
 
 #: Of the metrics, those that are measured along paths.
@@ -37,11 +36,6 @@ def measured_on(run: Reader, split: str = "test") -> Split:
     """The images that paths are measured on."""
     n, images = run.settings.paths.samples, run.split(split)
     return (images if n is None else images.head(n)).held()
-
-
-def statistics(run: Context, state: State, images: Split) -> Statistics:
-    """Mean and variance of every hidden channel of a net on some images."""
-    return repair.statistics(run.model, state, (x for x, _ in in_order(images, 2000)))
 
 
 def with_statistics(run: Reader, state: State) -> State:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pandas as pd
 
 from rebasin_utils.landscape import interpolation
+from rebasin_utils.landscape.repair import Probe
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
 from rebasin_utils.study.stages import dense, imp, matching, sparse
@@ -52,6 +53,7 @@ class Segment(Stage):
                         yield between(settings, kind, seed, sparsity, rewind_epoch)
 
     def compute(self, run: Context, nodes: Sequence[Node]) -> Iterator[Made]:
+        probe = Probe(run.model)
         for node in nodes:
             begin = time.monotonic()
             first, second = (run.state(parent) for parent in node.parents[:2])
@@ -61,7 +63,7 @@ class Segment(Stage):
             paths = []
             for correction in corrections(run.model):
                 points = interpolation.path(
-                    run.model, first, second, ALPHAS, images, correction, corrected_on
+                    run.model, first, second, ALPHAS, images, correction, corrected_on, probe
                 )
                 paths.append({"correction": correction, "points": finite(points)})
             metrics = {"alphas": ALPHAS, "paths": paths}
