@@ -1,6 +1,6 @@
 """The `rebasin` command: run a study, print its results, execute its notebooks.
 
-Here stands what can be said on the command line; `work` does it.
+Here stands what can be said on the command line; `work` and `show` do it.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def results(
     set: Set = None,
 ) -> None:
     """Print the tidy table: one row per trained net that the store holds."""
-    from rebasin_utils.cli import work
+    from rebasin_utils.cli import show
 
-    work.results(preset, store, format, set)
+    show.results(preset, store, format, set)
 
 
 @app.command()
@@ -136,9 +136,9 @@ def verdict(
     all: Annotated[bool, typer.Option("--all", help="With the numbers, ours and theirs.")] = False,
 ) -> None:
     """Hold the results against the papers' claims."""
-    from rebasin_utils.cli import work
+    from rebasin_utils.cli import show
 
-    work.verdict(preset, store, set, all)
+    show.verdict(preset, store, set, all)
 
 
 @app.command()
@@ -173,9 +173,9 @@ def study(
     ] = None,
 ) -> None:
     """The whole argument: run the study, execute the notebooks, draw the figures, give verdicts."""
-    from rebasin_utils.cli import work
+    from rebasin_utils.cli import show
 
-    work.study(preset, workers, cluster, store, device, folder, figures_folder)
+    show.study(preset, workers, cluster, store, device, folder, figures_folder)
 
 
 def run_command() -> None:

@@ -2,7 +2,8 @@
 
 Every worker is a process of one thread, because PyTorch's random numbers and CUDA's context belong
 to a process. Workers are restarted when they die; everything between them goes over TLS with
-certificates that live as long as the cluster, because what arrives is unpickled.
+certificates that live as long as the cluster, because what arrives is unpickled. Dask is imported
+where something is started: most processes that import this module start nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +17,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import dask
 import psutil
 import torch
 import yaml
 from dask.utils import parse_bytes
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster
-from distributed.system import MEMORY_LIMIT
-from distributed.utils import get_ip_interface
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -39,6 +36,9 @@ from pydantic import (
 
 from rebasin_utils.errors import InputError, Interrupted, RunError
 from rebasin_utils.nets.devices import KEEP_MEMORY
+
+if TYPE_CHECKING:
+    from distributed import Client, SpecCluster
 
 ADDRESS = re.compile(r"(tcp|tls|ucx|ws|wss)://.+")
 WALLTIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
@@ -172,6 +172,9 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         InputError: nobody answers at the address.
         RunError: the cluster cannot be started.
     """
+    import dask
+    from distributed import Client
+
     if isinstance(where, str):
         try:
             client = Client(where, timeout=PATIENCE, set_as_default=False)
@@ -243,6 +246,8 @@ def _again_if_killed(start: Callable[[], SpecCluster]) -> SpecCluster:
 @contextmanager
 def threads(count: int) -> Iterator[Client]:
     """A client of threads of this process, for tasks that do nothing but wait for processes."""
+    from distributed import Client
+
     with Client(
         processes=False,
         n_workers=1,
@@ -255,6 +260,9 @@ def threads(count: int) -> Iterator[Client]:
 
 
 def _local(where: Local, device: torch.device) -> SpecCluster:
+    from distributed import Nanny, Scheduler, Security, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
     security = Security.temporary()
     shared = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     worker = shared | {"nthreads": 1, "dashboard": False, "silence_logs": logging.CRITICAL}
@@ -295,6 +303,8 @@ def _slurm(where: Slurm, scratch: Path) -> SpecCluster:
         ) from None
     finally:
         signal.signal(signal.SIGINT, interrupt)  # the import turns Ctrl-C into a silent exit
+    from distributed.utils import get_ip_interface
+
     if where.interface is not None:
         get_ip_interface(where.interface)
     scratch.mkdir(parents=True, exist_ok=True)

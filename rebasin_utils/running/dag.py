@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from graphlib import TopologicalSorter
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
-
-from distributed import Client, Future, get_worker
-from distributed.scheduler import KilledWorker
+from typing import TYPE_CHECKING, Any, Literal
 
 from rebasin_utils.errors import InputError, RanksLost, RunError, StoreError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 #: How a function tells what it has got done, in the unit of its task's cost.
 Report = Callable[[int], None]
@@ -121,6 +121,8 @@ def _tell_report(tell: Tell, task: str, done: int) -> None:
 
 
 def _there(tasks: Sequence[Task], client: Client, tell: Tell, patience: float) -> list[Outcome]:
+    from distributed import Future
+
     run = uuid.uuid4().hex[:8]  # two runs that share a scheduler share no names
     events: SimpleQueue[Event | Future] = SimpleQueue()
     client.subscribe_topic(run, lambda event: events.put(Reported(*event[1])))
@@ -187,6 +189,8 @@ def _next(events: SimpleQueue, client: Client, patience: float) -> Event | Futur
 
 def _attempt_there(run: str, name: str, function: Callable, arguments: tuple, *before) -> Outcome:
     """In a worker: the same, with what is reported sent to the driver of this run."""
+    from distributed import get_worker
+
     worker = get_worker()
 
     def report(done: int) -> None:
@@ -221,6 +225,8 @@ def _stop_if_nothing_can_go_on(outcome: Outcome) -> None:
 
 def _outcome(future: Future, names: dict[str, str]) -> Outcome:
     """How a future ended, its worker's deaths included."""
+    from distributed.scheduler import KilledWorker
+
     name = names[future.key]
     if future.status == "finished":
         return future.result()

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from command import rebasin
 
-from rebasin_utils.cli import options, work
+from rebasin_utils.cli import options, show
 from rebasin_utils.running import notebooks
 from rebasin_utils.study.plan import Plan
 from rebasin_utils.study.presets import PRESETS, changed, differences, preset
@@ -154,7 +154,7 @@ def test_a_plan_is_printed_without_data_and_without_a_store(tmp_path: Path, monk
 def test_the_whole_argument_leaves_out_what_a_preset_has_no_study_for(tmp_path, capsys):
     def executions(name: str):
         studies = [Study(settings, tmp_path) for settings in preset(name)]
-        found = work.executions_of(studies, {"preset": name})
+        found = show.executions_of(studies, {"preset": name})
         return {e.notebook.name[:2]: e.values for e in found}, capsys.readouterr().out
 
     found, said = executions("smoke")
