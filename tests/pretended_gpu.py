@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rebasin_utils.nets import images
-from rebasin_utils.training import stacking
+from rebasin_utils.training import graphs, optimizers, stacking
 
 DEVICE = torch.device("cuda", 0)
 
@@ -175,6 +177,16 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
     finally:
         _forget()
         torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def prefer_graphs(patch: pytest.MonkeyPatch) -> None:
+    """Nets that can be are stepped by graphs, whatever a trial finds; optimisers round as on a GPU.
+
+    The fused optimiser of a CPU rounds by a number's place in memory; that of a GPU does not.
+    """
+    patch.setattr(graphs, "_seconds", lambda net, x, y: 1 - isinstance(net, graphs.Graphed))
+    patch.setattr(optimizers, "sgd", lambda *args, fused, **more: sgd(*args, **more))
+    graphs._chosen.clear()
 
 
 def _forget() -> None:

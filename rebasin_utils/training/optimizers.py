@@ -26,11 +26,11 @@ class Optimizer:
 
     def __init__(self, recipe: Recipe, trained: Sequence[Tensor]):
         self._recipe, self._trained = recipe, list(trained)
-        parts = ["mean", "square"] if recipe.optimizer == "adam" else ["momentum"]
-        if recipe.optimizer == "sgd" and not recipe.momentum:
-            parts = []
+        parts, counted = ["momentum"] if recipe.momentum else [], []
+        if recipe.optimizer == "adam":
+            parts, counted = ["mean", "square"], self._trained
         self._memory = {part: [torch.zeros_like(t) for t in self._trained] for part in parts}
-        self._steps = [torch.zeros((), device=t.device) for t in self._trained]
+        self._steps = [torch.zeros((), device=tensor.device) for tensor in counted]
 
     @torch.no_grad()
     def step(self, epoch: int) -> None:

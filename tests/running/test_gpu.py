@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_gpu import CUDA, pretended_gpu
+from pretended_gpu import CUDA, prefer_graphs, pretended_gpu
 from torch import nn
 
 from rebasin_utils.nets import models
@@ -24,15 +24,8 @@ from rebasin_utils.training.train import Job, Trained, train_many
 
 
 @pytest.fixture(autouse=True)
-def _graphs_and_plain_optimiser(monkeypatch):
-    """Nets that can be are stepped by graphs, whatever a trial would find here.
-
-    The fused optimiser of a CPU rounds by a number's place in memory; that of a GPU does not.
-    """
-    monkeypatch.setattr(graphs, "_seconds", lambda net, x, y: 1 - isinstance(net, graphs.Graphed))
-    plain = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda *args, fused, **more: plain(*args, **more))
-    graphs._chosen.clear()
+def _graphed(monkeypatch):
+    prefer_graphs(monkeypatch)
 
 
 def test_the_pretended_gpu_minds_what_a_real_one_does():

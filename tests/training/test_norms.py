@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
+from pretended_gpu import prefer_graphs, pretended_gpu
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -302,11 +302,7 @@ def test_a_frozen_norm_layer_stays_frozen(images):
 
 @pytest.fixture
 def graphed(monkeypatch):
-    """Nets that can be are stepped by graphs; the optimiser rounds alike on both sides."""
-    monkeypatch.setattr(graphs, "_seconds", lambda net, x, y: 1 - isinstance(net, graphs.Graphed))
-    plain = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda *args, fused, **more: plain(*args, **more))
-    graphs._chosen.clear()
+    prefer_graphs(monkeypatch)
     yield graphs._chosen
     graphs._chosen.clear()
 
