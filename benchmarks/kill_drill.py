@@ -1,6 +1,6 @@
 """Kill a study at random moments, many times over, and count what is lost. Nothing may be.
 
-    python benchmarks/kill_drill.py --kills 50 [--seed 0]
+    python benchmarks/kill_drill.py --kills 50 [--seed 0] [--set SETTING=VALUE …]
 
 Three kinds of victims take turns: a run in one process; one of two Dask workers, after which the
 run must go on to its end; a driver, after which its two workers must end. After every kill, what
@@ -28,8 +28,8 @@ import torch
 
 from rebasin_utils.running.runner import run
 from rebasin_utils.study import inventory
-from rebasin_utils.study.presets import preset
-from rebasin_utils.study.settings import Settings
+from rebasin_utils.study.presets import changed
+from rebasin_utils.study.settings import Settings, assignments
 from rebasin_utils.study.store import Store
 from rebasin_utils.study.study import Study
 
@@ -180,8 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], help="of the preset smoke")
     options = parser.parse_args()
-    (settings,) = preset("smoke")
+    (settings,) = changed("smoke", assignments(options.set))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(settings, Path(folder), random.Random(options.seed))

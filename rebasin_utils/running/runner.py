@@ -7,6 +7,7 @@ arithmetic do not depend on who computes them, and neither do the results.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import traceback
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rebasin_utils.errors import InputError
+from rebasin_utils.nets.batches import in_order
 from rebasin_utils.nets.devices import cores
 from rebasin_utils.running import cluster as clusters
 from rebasin_utils.running import crew, ranked
@@ -101,7 +104,8 @@ def _run(
             tqdm.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
         count = where.gpus if isinstance(where, clusters.Slurm) else 1
-        tasks = [lot.task(here, device, count) for lot in lots]
+        work = {} if here else {study: _work_of_an_epoch(study) for study in studies}
+        tasks = [lot.task(here, device, count, work.get(lot.study, 1)) for lot in lots]
         patience = 120 if isinstance(where, clusters.Local) else math.inf
         outcomes = execute(tasks, client, _Display(lots, bar), patience)
     _complain(lots, outcomes)
@@ -163,19 +167,42 @@ class _Lot:
     def runs(self) -> int:
         return sum(node.epochs > 0 for node in self.nodes)
 
-    def task(self, here: bool, device: str | None, ranks: int) -> Task:
-        """What computes it, in this process or in another, which may start several ranks."""
-        study = self.study
+    def task(self, here: bool, device: str | None, ranks: int, work: int) -> Task:
+        """What computes it, in this process or in another, which may start several ranks.
+
+        work: of an epoch; of what trains nothing, a node counts as one.
+        """
+        study, cost = self.study, work * sum(node.epochs or 1 for node in self.nodes)
         if here:
             compute = partial(_compute, study, self.nodes)
-            return Task(self.name, compute, (), self.after, self.epochs)
+            return Task(self.name, compute, (), self.after, cost)
         settings = study.settings.model_dump_json()
         digests = tuple(node.key.digest for node in self.nodes)
         where = (settings, study.store.root, device or study.device.type)  # its GPU is the first
         if ranks > 1:
             arguments = (*where, digests, ranks)
-            return Task(self.name, _compute_by_ranks, arguments, self.after, self.epochs)
-        return Task(self.name, _compute_there, (*where, digests), self.after, self.epochs)
+            return Task(self.name, _compute_by_ranks, arguments, self.after, cost)
+        return Task(self.name, _compute_there, (*where, digests), self.after, cost)
+
+
+def _work_of_an_epoch(study: Study) -> int:
+    """Multiply-adds of a forward pass on all training images, in linear layers and convolutions.
+
+    By which studies are compared: a residual net's epoch takes as long as twenty of a small MLP,
+    and what takes long must not be left to the end, where the other workers would wait for it.
+    """
+    images, net, each = study.split("train"), copy.deepcopy(study.model).eval(), [1]
+
+    def count(module: nn.Module, inputs: object, outputs: Tensor) -> None:
+        each.append(module.weight.numel() * (outputs.numel() // len(module.weight)))
+
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(count)
+    few, _ = next(in_order(images.head(1), 1))
+    with torch.no_grad():
+        net.to(few.device)(few)
+    return sum(each) * len(images)
 
 
 def _lots(studies: Sequence[Study], stages: Sequence[str] | None) -> list[_Lot]:

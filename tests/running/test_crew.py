@@ -22,7 +22,12 @@ from rebasin_utils.study.study import Study
 from rebasin_utils.training.ranks import Ranks
 
 SCRIPT = Path(__file__).with_name("ranked_study.py")
-FEW = ('sparse.methods=["permuted"]', "closer_look={}", "paths.to_every_round=false")
+FEW = (
+    'sparse.methods=["permuted"]',
+    "sparse.sparsities=[0.5]",
+    "closer_look={}",
+    "paths.to_every_round=false",
+)
 
 
 def torchrun(store: Path, life: str | float = "whole", *changes: str) -> subprocess.Popen:

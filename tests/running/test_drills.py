@@ -65,6 +65,7 @@ def remount(folder: Path, options: str) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for child processes in /proc")
 def test_a_process_a_worker_and_a_driver_are_killed_and_nothing_is_lost():
     command = [sys.executable, str(DRILL), "--kills", "4"]
+    command += ["--set=sparse.sparsities=[0.5]", "--set=closer_look.sparsity=0.5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
