@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin_utils.errors import InputError, RunError
+from rebasin_utils.nets.batches import in_order
 from rebasin_utils.running import runner
 from rebasin_utils.running.dag import Outcome
 from rebasin_utils.study.stages import dense
@@ -82,6 +84,17 @@ def test_what_two_studies_share_is_in_one_lot(study):
     nodes = [n.key for lot in runner._lots([study, larger], None) for n in lot.nodes]
     assert len(nodes) == len(set(nodes))
     assert set(nodes) == {node.key for node in larger.plan.all_nodes()}
+
+
+@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+def test_the_work_of_an_epoch_is_what_torch_counts(tiny, tmp_path, model):
+    study = Study(tiny.with_values(**{"model.name": model}), tmp_path, "cpu")
+    images = study.split("train")
+    few, _ = next(in_order(images.head(1), 1))
+    with FlopCounterMode(display=False) as counted:
+        study.model.eval()(few)
+    work = counted.get_total_flops() // 2  # a multiplication and an addition
+    assert runner._work_of_an_epoch(study) == pytest.approx(work * len(images), rel=1e-4)
 
 
 def test_the_number_of_workers_can_be_said_by_the_environment(monkeypatch, study):
