@@ -190,7 +190,7 @@ def connected(where: Local | Slurm | str, device: torch.device, scratch: Path) -
         "distributed.worker.daemon": False,  # else a task could start no processes of its own
         "distributed.scheduler.worker-saturation": 1.0,  # who is free takes the next task
         "distributed.worker.profile.enabled": False,  # it interrupts the training a hundred times/s
-        # Looked at fifty times a second, event loops take a twentieth of two cores.
+        # Looked at fifty times a second, idle event loops take 4% of two cores.
         "distributed.admin.tick.interval": "1s",
         "distributed.admin.system-monitor.interval": "2s",
         # Dask has malloc hand back freed memory at once, which makes training 1.7 times as long.
