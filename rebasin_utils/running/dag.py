@@ -24,7 +24,7 @@ from rebasin_utils.errors import InputError, RanksLost, RunError, StoreError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-#: How a function tells what it has got done, in the unit of its task's cost.
+#: How a function tells what it has got done, in a unit of its own.
 Report = Callable[[int], None]
 
 
@@ -32,7 +32,8 @@ Report = Callable[[int], None]
 class Task:
     """A call of `function(*arguments, report)`, to be made after the tasks named in `after`.
 
-    name: unique; what stands before its first dash is what the dashboard calls it.
+    name: unique; what stands before its first dash is what the dashboard calls it. cost: relative
+        to the other tasks'; the longest chains begin first.
     """
 
     name: str

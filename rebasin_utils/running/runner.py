@@ -104,7 +104,8 @@ def _run(
             tqdm.write(f"dashboard: {client.dashboard_link}")
         device = None if isinstance(where, clusters.Local) else getattr(where, "device", "auto")
         count = where.gpus if isinstance(where, clusters.Slurm) else 1
-        work = {} if here else {study: _work_of_an_epoch(study) for study in studies}
+        computed = () if here else {lot.study for lot in lots}
+        work = {study: _work_of_an_epoch(study) for study in computed}
         tasks = [lot.task(here, device, count, work.get(lot.study, 1)) for lot in lots]
         patience = 120 if isinstance(where, clusters.Local) else math.inf
         outcomes = execute(tasks, client, _Display(lots, bar), patience)

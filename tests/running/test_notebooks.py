@@ -111,36 +111,30 @@ def test_a_notebook_shows_studies_and_says_what_it_takes(notebook: notebooks.Not
         assert {"seeds", "changes", "store", "device"} <= set(notebook.parameters)
 
 
-def of_a_page_without_network(text: str) -> bool:
-    outside = re.findall(r"<(?:script|link)[^>]+(?:src|href)=.https?:", text)
-    return "Plotly.newPlot" in text and "require.min.js" not in text and not outside
-
-
-def test_a_notebook_becomes_a_page_that_needs_no_network(notebook: notebooks.Notebook):
-    content = nbformat.read(notebook.path, as_version=4)
-    assert of_a_page_without_network(notebooks.export_html(content, notebook.question))
-
-
-def test_what_a_study_lacks_stops_no_notebook_and_all_become_pages(tmp_path: Path):
-    """At the smoke preset, those of which a cell asks what the study has; `make test` runs all."""
-    values = {"store": str(tmp_path / "store"), "preset": "smoke", "sparsity": 0.8}
-    of_widths = {"preset": "smoke-widths", "sparsity": 0.5, "rewind_epoch": 1}
+def test_notebooks_run_at_the_smoke_preset_and_become_pages(tmp_path: Path):
+    values = {"store": str(tmp_path / "store"), "sparsity": 0.8}
+    others = {
+        "05": {"preset": "smoke-widths", "sparsity": 0.5, "rewind_epoch": 1},
+        "11": {"preset": "smoke-signs"},
+        "12": {"preset": "smoke-signs"},
+        "13": {"preset": "smoke-reuse"},
+    }
     executions = []
-    asking = [
-        n for n in ALL if any(re.search(r"(?m)^if study\.", c.source) for c in cells(n, "code"))
-    ]
-    for notebook in asking:
-        taken = {name: value for name, value in values.items() if name in notebook.parameters}
+    at_a_preset = [notebook for notebook in ALL if "preset" in notebook.parameters]
+    for notebook in at_a_preset:
+        own = others.get(notebook.name[:2], {"preset": "smoke"})
+        taken = {n: v for n, v in (values | own).items() if n in notebook.parameters}
         executions += batch.executions([notebook], taken)
-    executions += batch.executions(notebooks.find(["05"]), {**values, **of_widths})
-    table = batch.run_batch(executions, tmp_path / "pages")
-    assert len(asking) > 1
-    assert list(table["problem"]) == [""] * len(executions)
-    pages = {page: (tmp_path / "pages" / page).read_text() for page in table["page"]}
-    assert all(map(of_a_page_without_network, pages.values()))
+    table = batch.run_batch(sorted(executions, key=lambda e: e.name), tmp_path / "pages")
+    assert list(table["problem"]) == [""] * len(at_a_preset)
+    for page in table["page"]:
+        text = (tmp_path / "pages" / page).read_text()
+        assert "Plotly.newPlot" in text
+        assert "require.min.js" not in text
+        assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=.https?:", text)
     index = (tmp_path / "pages" / "index.html").read_text()
-    assert all(f'href="{page}"' in index for page in pages)
-    assert all(html.escape(notebook.question) in index for notebook in asking)
+    assert all(f'href="{page}"' in index for page in table["page"])
+    assert all(html.escape(notebook.question) in index for notebook in at_a_preset)
 
 
 def test_other_settings_reach_the_study_of_a_notebook(tmp_path: Path):
