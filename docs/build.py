@@ -45,8 +45,9 @@ def gather(source: Path) -> None:
     shutil.copy(ROOT / "notebooks" / "glossary.md", source / "notebooks")
     for page in HERE.glob("*.md"):
         shutil.copy(page, source / "docs")
-    for page in (ROOT / "benchmarks").glob("*.md"):
-        shutil.copy(page, source / "benchmarks")
+    for kind in ("md", "png"):
+        for page in (ROOT / "benchmarks").glob(f"*.{kind}"):
+            shutil.copy(page, source / "benchmarks")
     readme = LINK.sub(_within_the_site, (ROOT / "README.md").read_text())
     for picture in set(re.findall(r"figures/[\w-]+\.png", readme)):
         shutil.copy(ROOT / picture, source / "figures")

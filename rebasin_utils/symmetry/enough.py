@@ -25,10 +25,10 @@ fewer units it has, the coarser its gap), and how far it is from what is lacking
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
 
 import numpy as np
 from torch import Tensor
@@ -75,7 +75,7 @@ class Quarters:
         self._parts = [Moments(objective, std) for _ in range(4)]
         self._until, self._precision = until, precision
         self._batches, self._next = 0, LEAST
-        self.enough = Enough(0, float("inf"))
+        self.enough = Enough(0, math.inf)
 
     @property
     def empty(self) -> bool:
@@ -100,17 +100,20 @@ class Quarters:
         self.enough = Enough(seen, self.enough.regret)
         if seen >= self._next and self._batches >= 4:
             self._next = 2 * seen
-            self.look()
+            self.look(self._until)
 
-    def look(self) -> None:
-        """Bound the regret at what has been seen; of fewer than four batches nothing is known."""
+    def look(self, until: float = math.inf) -> None:
+        """Bound the regret at what has been seen; of fewer than four batches nothing is known.
+
+        until: as for `bound`.
+        """
         if self._batches >= 4:
             q, r, s, t = self._parts
-            halves = [
+            halves = (
                 [_matrix(*half) for half in pair]
                 for pair in (((q, r), (s, t)), ((q, s), (r, t)), ((q, t), (r, s)))
-            ]
-            regret = bound(halves, self.similarity()[0], self._precision)
+            )
+            regret = bound(halves, self.similarity()[0], self._precision, until)
             self.enough = Enough(self.enough.samples, regret)
 
     def similarity(self) -> tuple[np.ndarray, int]:
@@ -118,25 +121,36 @@ class Quarters:
         return reduce(Moments.joined, self._parts[: self._batches]).similarity()
 
 
-def bound(halves: Sequence[Sequence[np.ndarray]], whole: np.ndarray, precision: float) -> float:
+def bound(
+    halves: Iterable[Sequence[np.ndarray]], whole: np.ndarray, precision: float, until: float
+) -> float:
     """The bound on the regret of the best assignment of `whole`, as a share of its total.
 
-    halves: pairs of similarities, on either half of the data. whole: on all of it; each is
+    Each gap takes two assignments, and none is negative. So pairs are looked at only until those
+    seen show that the bound is above `until`; then that is returned which they show.
+
+    halves: three pairs of similarities, on either half of the data. whole: on all of it; each is
     [reference, moving]. Infinite where one is not finite, or the total not positive.
     """
-    if not all(np.isfinite(m).all() for m in (*chain.from_iterable(halves), whole)):
-        return float("inf")
+    if not np.isfinite(whole).all():
+        return math.inf
     rows = np.arange(len(whole))
-    gaps = []
+    most = float(whole.max(1, initial=-np.inf).sum())  # no assignment has a larger total
+    gaps: list[float] = []
     for pair in halves:
-        (first, p1), (second, p2) = ((m, best_assignment(m, precision)) for m in pair)
+        if not all(np.isfinite(half).all() for half in pair):
+            return math.inf
+        (first, p1), (second, p2) = ((half, best_assignment(half, precision)) for half in pair)
         own = first[rows, p1].sum() + second[rows, p2].sum()
         gaps.append((own - first[rows, p2].sum() - second[rows, p1].sum()) / 2)
+        least = FACTOR * sum(gaps) / 3
+        if most > 0 and least > until * most:
+            return least / most
     gap = max(float(np.mean(gaps)), 0.0)
     total = float(whole[rows, best_assignment(whole, precision)].sum())
     if gap == 0:
         return 0.0
-    return FACTOR * gap / total if total > 0 else float("inf")
+    return FACTOR * gap / total if total > 0 else math.inf
 
 
 def _matrix(first: Moments, second: Moments) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.symmetry.assignment import best_assignment
+from rebasin_utils.symmetry.enough import bound
 from rebasin_utils.symmetry.matching import PRECISION, match_activations, similarities
 from rebasin_utils.symmetry.moments import Moments
 from rebasin_utils.symmetry.permutation import permute, random_permutation
@@ -147,6 +149,23 @@ def test_the_bound_holds_on_data_that_was_not_seen():
         ratios.append(matching.regret / max(lacks / best, 1e-9))
     assert np.mean(held) >= 0.95
     assert 1 < np.median(ratios) < 4
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.5])  # of totals that are positive, and some that are not
+def test_a_look_that_ends_early_decides_what_a_whole_one_does(shift):
+    random = np.random.default_rng(0)
+    looked = []
+    for noise in np.geomspace(0.003, 1, 60):
+        signal = random.random((12, 12)) + shift
+        whole, *parts = (signal + noise * random.standard_normal((12, 12)) for _ in range(7))
+        halves = list(zip(parts[::2], parts[1::2], strict=True))
+        regret = bound(halves, whole, PRECISION, math.inf)
+        for until in (0.001, 0.02, 0.2):
+            left = iter(halves)
+            found = bound(left, whole, PRECISION, until)
+            assert found == regret if regret <= until else until < found <= regret
+            looked.append(3 - len(list(left)))
+    assert set(looked) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
