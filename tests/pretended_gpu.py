@@ -7,8 +7,9 @@ graph is: operations with the memory and the numbers that they had when they wer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from rebasin_utils.nets import images
 from rebasin_utils.training import graphs, optimizers, stacking
@@ -49,7 +50,13 @@ class There(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors: list[Tensor] = []
+
+        def here_of(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor.here if isinstance(tensor, There) else tensor
+
+        here = _mapped(here_of, (args, kwargs or {}))
         strays = [t for t in tensors if not isinstance(t, There)]
         copied = strays and operation is torch.ops.aten.copy_.default
         if copied or operation is torch.ops.aten._local_scalar_dense.default:
@@ -57,7 +64,6 @@ class There(Tensor):
         elif any(t.ndim for t in strays):
             shapes = [tuple(t.shape) for t in strays]
             raise RuntimeError(f"{operation}: tensors on two devices, {shapes} on the CPU")
-        here = tree_map_only(There, lambda t: t.here, (args, kwargs or {}))
         results = operation(*here[0], **here[1])
         if Graph.recording is not None and not operation.is_view:
             Graph.recording.append((operation, here, results))
@@ -67,7 +73,18 @@ class There(Tensor):
         def wrapped(result: Tensor) -> Tensor:
             return known[id(result)] if id(result) in known else There(result)
 
-        return tree_map_only(Tensor, wrapped, results)
+        return _mapped(wrapped, results)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Every tensor in what an operation takes or gives, replaced; much faster than a pytree."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(function, part) for part in value])
+    if isinstance(value, dict):
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return value
 
 
 class PretendedGPU(TorchFunctionMode):

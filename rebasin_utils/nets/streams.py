@@ -84,7 +84,9 @@ class Files(Dataset):
         try:
             return torch.stack([self._view(cut) for cut in cuts])
         except InputError as error:
-            return error
+            # A new one, without traceback and cause: where distributed is imported these travel as
+            # well, and come to hold the loader, whose processes then take seconds to end.
+            return InputError(*error.args)
 
     def _view(self, cut: Cut) -> Tensor:
         """uint8 [height, width, channels]."""

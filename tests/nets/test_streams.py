@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from types import SimpleNamespace
 
+import distributed  # noqa: F401 (has exceptions pickled with their tracebacks)
 import numpy as np
 import psutil
 import pytest
@@ -283,6 +285,7 @@ def test_a_folder_that_changes_while_it_is_streamed_is_refused(
     else:
         victim.unlink()
     refused(lambda: list(stream.pieces(4)), "train/coat/0002.jpg", what, "data.source = ")
+    assert not multiprocessing.active_children()
 
 
 def test_too_little_shared_memory_is_refused(folder, monkeypatch):

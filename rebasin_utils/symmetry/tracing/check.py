@@ -57,7 +57,10 @@ def _check(model: nn.Module, spec: Spec, example: Example, seed: int, dtype: tor
     moved = permute(spec, random_permutation(spec, generator), state)
     tensors = {member.tensor for group in spec.groups.values() for member in group.members}
     others = _randomised(model, generator, dtype)
-    other = state | {key: x for key, x in others.items() if dense_name(spec, key) in tensors}
+    other = {
+        key: others[key] if dense_name(spec, key) in tensors else x.clone()
+        for key, x in state.items()
+    }
     before, after, elsewhere = (_outputs(model, s, example, dtype) for s in (state, moved, other))
     if not before:
         raise InputError(
@@ -79,12 +82,14 @@ def _check(model: nn.Module, spec: Spec, example: Example, seed: int, dtype: tor
 def _outputs(
     model: nn.Module, state: Mapping[str, Tensor], example: Example, dtype: torch.dtype
 ) -> list[Tensor]:
-    """What a fresh copy of the model computes with a state; its own constants are cast."""
+    """What a fresh copy of the model computes with a state; its own constants are cast.
+
+    It may write into the state, which is not to be used again.
+    """
     net = eval_copy(model)
     constants = {n: b.to(dtype) for n, b in net.named_buffers() if n not in state and is_real(b)}
-    state = {name: x.clone() for name, x in state.items()} | constants
     with torch.no_grad():
-        return real_tensors(example.run(_with_state(net, state)))
+        return real_tensors(example.run(_with_state(net, {**state, **constants})))
 
 
 def _with_state(net: nn.Module, state: dict[str, Tensor]) -> Callable[..., Any]:
@@ -110,7 +115,7 @@ def _randomised(
     state = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if not is_real(tensor):
-            state[name] = tensor
+            state[name] = tensor.clone()
             continue
         if id(tensor) not in drawn:
             if (tensor > 0).all():
