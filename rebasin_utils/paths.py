@@ -36,9 +36,13 @@ def is_packaged(notebook: Path) -> bool:
 
 def default_store() -> Path:
     """`REBASIN_STORE`, else `runs/store` in the project."""
-    if "REBASIN_STORE" in os.environ:
-        return Path(os.environ["REBASIN_STORE"]).expanduser()
-    return project_root() / "runs" / "store"
+    return named("REBASIN_STORE") or project_root() / "runs" / "store"
+
+
+def named(variable: str) -> Path | None:
+    """The folder that a variable of the environment names; an empty one names none."""
+    folder = os.environ.get(variable)
+    return Path(folder).expanduser() if folder else None
 
 
 def _notebooks(folder: Path) -> list[Path]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rebasin_utils.errors import InputError
-from rebasin_utils.paths import default_store
+from rebasin_utils.paths import default_store, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +46,7 @@ def existing(store: Path | None) -> Store:
     from rebasin_utils.study.store import Store
 
     opened = Store(store or default_store())
-    named = store is not None or "REBASIN_STORE" in os.environ
-    if named and not opened.root.is_dir():
+    if (store or named("REBASIN_STORE")) and not opened.root.is_dir():
         raise InputError(f"store = {opened.root}: there is no such folder")
     return opened
 

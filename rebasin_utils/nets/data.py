@@ -30,6 +30,7 @@ from rebasin_utils.nets.own_images import AS_THEY_ARE, OwnImages, Reading
 from rebasin_utils.nets.pictures import Pictures
 from rebasin_utils.nets.sources import SOURCES, Source, data_root
 from rebasin_utils.nets.streams import SHARE, Files, Stream, StreamedBatches
+from rebasin_utils.paths import named
 
 __all__ = [
     "AS_THEY_ARE",
@@ -228,7 +229,7 @@ def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
     if source.torchvision == "ImageFolder":
         return _read_folder(name, split)
     on_debian = name == "fashion-mnist" and DEBIAN_FASHION_MNIST.is_dir()
-    if on_debian and "REBASIN_DATA" not in os.environ:
+    if on_debian and not named("REBASIN_DATA"):
         return _read_debian_fashion_mnist(split)
     pixels, labels = _read_torchvision(name, split)
     pixels = np.asarray(pixels)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from rebasin_utils.paths import named
 
 #: How training images are cut when they are augmented.
 Crop = Literal["padded", "resized", "part"]
@@ -160,7 +161,5 @@ SOURCES = {
 
 def data_root() -> Path:
     """`REBASIN_DATA`, else the platform's cache folder for this project."""
-    if "REBASIN_DATA" in os.environ:
-        return Path(os.environ["REBASIN_DATA"]).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    return cache / "rebasin" / "data"
+    cache = named("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return named("REBASIN_DATA") or cache / "rebasin" / "data"

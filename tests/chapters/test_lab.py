@@ -7,6 +7,7 @@ import pytest
 
 from rebasin_utils.chapters import lab
 from rebasin_utils.errors import InputError
+from rebasin_utils.paths import project_root
 from rebasin_utils.study import presets
 
 
@@ -39,6 +40,9 @@ def test_the_default_store_is_that_of_the_environment(tmp_path, monkeypatch):
     (study,) = lab.open_studies("smoke")
     assert study.store.root == tmp_path / "mine"
     assert not (tmp_path / "mine").exists()
+    monkeypatch.setenv("REBASIN_STORE", "")
+    (study,) = lab.open_studies("smoke")
+    assert study.store.root == project_root() / "runs" / "store"
 
 
 @pytest.mark.parametrize(

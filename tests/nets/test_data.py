@@ -308,8 +308,12 @@ def test_the_data_folder_is_the_named_one_or_in_the_cache(monkeypatch, tmp_path)
     monkeypatch.setenv("REBASIN_DATA", str(tmp_path / "named"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data.data_root() == tmp_path / "named"
+    monkeypatch.setenv("REBASIN_DATA", "")
+    assert data.data_root() == tmp_path / "cache" / "rebasin" / "data"
     monkeypatch.delenv("REBASIN_DATA")
     assert data.data_root() == tmp_path / "cache" / "rebasin" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert data.data_root() == Path("~/.cache/rebasin/data").expanduser()
 
 
 @pytest.mark.parametrize(
