@@ -30,6 +30,14 @@ def lerp(first: State, second: State, alpha: float) -> State:
     Raises:
         InputError: when one is no state, or they do not have the same names and shapes.
     """
+    _require_alike(first, second)
+    return {
+        name: torch.lerp(t, second[name], alpha) if t.is_floating_point() else t.clone()
+        for name, t in first.items()
+    }
+
+
+def _require_alike(first: State, second: State) -> None:
     require_state(first, "first")
     require_state(second, "second")
     if first.keys() != second.keys():
@@ -41,10 +49,6 @@ def lerp(first: State, second: State, alpha: float) -> State:
                 f"the two states differ in the shape of the tensor {name!r}: {tuple(t.shape)} and "
                 f"{tuple(second[name].shape)}"
             )
-    return {
-        name: torch.lerp(t, second[name], alpha) if t.is_floating_point() else t.clone()
-        for name, t in first.items()
-    }
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -96,6 +100,9 @@ def merger(
 ) -> Callable[[float], State]:
     """A function of α that gives the net at that point of the segment, corrected.
 
+    At 0 and 1 that is `first` and `second` themselves, which are as they should be, but for the
+    statistics that "bn_reset" measures anew.
+
     Args:
         correction: "none"; "bn_reset", the statistics of its batch norms recomputed; or "repair",
             those of all hidden layers brought to what lies between the ends' (`repair`).
@@ -106,16 +113,19 @@ def merger(
     def batches() -> Iterator[Tensor]:
         return (x for x, _ in in_order(samples, 2000))
 
-    if correction == "none":
-        return lambda alpha: lerp(first, second, alpha)
-    if samples is None:
+    if correction != "none" and samples is None:
         raise InputError(f"correction = {correction!r}: needs samples to measure statistics on")
     if correction == "bn_reset":
         return lambda alpha: reset_batch_norm(model, lerp(first, second, alpha), batches())
+    _require_alike(first, second)
+    ends = {0: first, 1: second}
+    if correction == "none":
+        return lambda alpha: ends.get(alpha) or lerp(first, second, alpha)
     probe = probe or Probe(model)
-    ends = [probe.statistics(end, batches()) for end in (first, second)]
-    return lambda alpha: probe.repair(
-        lerp(first, second, alpha), lerp_statistics(*ends, alpha), batches()
+    of_ends = [probe.statistics(end, batches()) for end in (first, second)]
+    return lambda alpha: (
+        ends.get(alpha)
+        or probe.repair(lerp(first, second, alpha), lerp_statistics(*of_ends, alpha), batches())
     )
 
 

@@ -135,6 +135,18 @@ def test_a_path_can_be_repaired(ends, samples):
     assert 0 <= found.accuracy <= 1
 
 
+def test_repaired_at_its_ends_a_path_is_the_two_nets(ends, samples):
+    """What REPAIR computes there is the net itself, so that it need not be computed."""
+    model, first, second = ends
+    at = merger(model, first, second, "repair", samples)
+    for alpha, end in ((0.0, first), (1.0, second)):
+        assert at(alpha) is end
+        computed, _ = repaired(ends, samples, alpha)
+        torch.testing.assert_close(
+            logits(model, computed, batch(samples)), logits(model, end, batch(samples))
+        )
+
+
 def test_statistics_over_many_batches_are_those_of_all_samples(ends, samples):
     model, first, _ = ends
     x = batch(samples)

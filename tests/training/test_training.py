@@ -28,7 +28,7 @@ from rebasin_utils.nets.devices import KEEP_MEMORY
 from rebasin_utils.training import stacking
 from rebasin_utils.training.evaluate import evaluate
 from rebasin_utils.training.recipes import Recipe
-from rebasin_utils.training.stacking import Stacked, bytes_of_a_run, stackable
+from rebasin_utils.training.stacking import Single, Stacked, bytes_of_a_run, stackable
 from rebasin_utils.training.train import Job, train, train_many
 
 RECIPE = Recipe(epochs=3, lr=0.08, batch_size=64)
@@ -614,3 +614,45 @@ def test_top5_counts_the_five_largest_logits(images):
     ranks = order.argsort(1).gather(1, images.labels[:, None])
     assert found.top5 == pytest.approx((ranks < 5).double().mean().item())
     assert found.accuracy < found.top5 < 1
+
+
+class Answering(nn.Module):
+    """Gives every sample the same logits."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("logits", "among"),
+    [
+        ([0.0] * 10, range(5)),  # of equals the first, as argmax takes them
+        ([1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0], (0, 1, 2, 3, 9)),
+        ([math.nan] * 10, ()),
+    ],
+)
+def test_top5_of_equal_logits_and_of_none(logits, among, images):
+    net = Answering(logits)
+    (found,) = evaluate(net, [net.state_dict()], images, batch_size=100)
+    shares = [(images.labels == label).double().mean().item() for label in among]
+    assert found.top5 == pytest.approx(sum(shares))
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet8"])
+def test_a_state_that_is_there_twice_is_measured_once(name, images, monkeypatch):
+    nets = [NETS[name](seed=seed) for seed in (0, 1)]
+    first, second = (net.state_dict() for net in nets)
+    looked_at = []
+    for kind in (Stacked, Single):
+        logits = kind.logits
+        monkeypatch.setattr(
+            kind, "logits", lambda net, x, f=logits: looked_at.append(net.runs) or f(net, x)
+        )
+    found = evaluate(nets[0], [first, second, first], images, batch_size=len(images))
+    assert sum(looked_at) == 2
+    assert found[0] == found[2] != found[1]
+    assert found[:2] == evaluate(nets[0], [first, second], images, batch_size=len(images))

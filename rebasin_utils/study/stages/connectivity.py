@@ -18,7 +18,7 @@ from rebasin_utils.landscape import interpolation, repair
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.study.settings import Settings
-from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
+from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage, chunks
 from rebasin_utils.study.stages import dense, matching
 from rebasin_utils.study.stages.merged import (
     barriers_along,
@@ -28,6 +28,7 @@ from rebasin_utils.study.stages.merged import (
     samples,
 )
 from rebasin_utils.symmetry.permutation import permute
+from rebasin_utils.training.evaluate import evaluate
 
 
 class Connectivity(Stage):
@@ -78,15 +79,12 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
             split: repair.lerp_statistics(statistics(first, images), of_reference[split], 0.5)
             for split, images in of_variance.items()
         }
+        along: list[State] = []
         for correction in corrections(model):
             at = cache(
                 interpolation.merger(model, first, reference, correction, corrected_on, probe)
             )
-            states = [at(alpha) for alpha in alphas]
-            for split, images in splits.items():
-                points = finite(interpolation.evaluate(model, states, images))
-                kind = {"path": name, "correction": correction, "split": split}
-                paths.append({**kind, "points": points})
+            along += map(at, alphas)
             middle = at(0.5)
             for split, images in of_variance.items():
                 found = statistics(middle, images)
@@ -95,6 +93,15 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
                     {**kind, "layer": layer, "ratio": ratio}
                     for layer, ratio in repair.variance_ratios(found, wanted[split]).items()
                 ]
+        points = {
+            split: chunks(finite(evaluate(model, along, images)), len(alphas))
+            for split, images in splits.items()
+        }
+        paths += [
+            {"path": name, "correction": correction, "split": split, "points": next(points[split])}
+            for correction in corrections(model)
+            for split in splits
+        ]
     return {"alphas": list(alphas), "paths": paths, "variances": variances}
 
 

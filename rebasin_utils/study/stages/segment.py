@@ -12,14 +12,15 @@ accuracy and loss at every alpha.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 import pandas as pd
 
-from rebasin_utils.landscape import interpolation
+from rebasin_utils.landscape.interpolation import merger
 from rebasin_utils.landscape.repair import Probe
+from rebasin_utils.nets.masks import State
 from rebasin_utils.study.settings import Settings
-from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
+from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage, chunks
 from rebasin_utils.study.stages import dense, imp, matching, sparse
 from rebasin_utils.study.stages.merged import (
     barriers_along,
@@ -30,6 +31,7 @@ from rebasin_utils.study.stages.merged import (
 )
 from rebasin_utils.study.stages.trained import read
 from rebasin_utils.symmetry.permutation import permute
+from rebasin_utils.training.evaluate import evaluate
 
 #: The two ends. With a "permuted" end, π is applied to the other.
 SEGMENTS = ("dense-imp", "dense-lth", "lth-permuted", "lth-naive")
@@ -52,20 +54,26 @@ class Segment(Stage):
                     for rewind_epoch in rewind_epochs:
                         yield between(settings, kind, seed, sparsity, rewind_epoch)
 
+    def alike(self, node: Node) -> Hashable:
+        return "all"
+
     def compute(self, run: Context, nodes: Sequence[Node]) -> Iterator[Made]:
-        probe = Probe(run.model)
+        model, probe = run.model, Probe(run.model)
+        images, corrected_on = measured_on(run), samples(run)
         for node in nodes:
             begin = time.monotonic()
             first, second = (run.state(parent) for parent in node.parents[:2])
             if len(node.parents) > 2:
                 first = permute(run.spec, run.tensors(node.parents[2]), first)
-            images, corrected_on = measured_on(run), samples(run)
-            paths = []
-            for correction in corrections(run.model):
-                points = interpolation.path(
-                    run.model, first, second, ALPHAS, images, correction, corrected_on, probe
-                )
-                paths.append({"correction": correction, "points": finite(points)})
+            states: list[State] = []
+            for correction in corrections(model):
+                at = merger(model, first, second, correction, corrected_on, probe)
+                states += map(at, ALPHAS)
+            measured = chunks(finite(evaluate(model, states, images)), len(ALPHAS))
+            paths = [
+                {"correction": correction, "points": points}
+                for correction, points in zip(corrections(model), measured, strict=True)
+            ]
             metrics = {"alphas": ALPHAS, "paths": paths}
             yield Made(node, {"metrics": metrics, "seconds": time.monotonic() - begin})
 
