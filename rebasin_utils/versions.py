@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 
 NAME = "rebasin-utils"
@@ -10,6 +11,7 @@ NAME = "rebasin-utils"
 OLD_NAME = "rebasin"
 
 
+@cache
 def own_version() -> str:
     """The installed version; "unknown" where the package is used without being installed."""
     try:
