@@ -18,9 +18,11 @@ a/(1+a) of it. Twice the images scale the noise by 1/√2, so p̂ lacks on avera
     a/(1+a) · 2^(−(1+a)/2) · gap,
 
 which whatever a > 0 is at most 0.255 gap. Four quarters of the images make three pairs of halves,
-of which the mean gap is taken; `FACTOR` is more than twice the 0.255, for that mean is one draw.
-`benchmarks/enough.md` has how often the bound holds, for a whole network and for one group (the
-fewer units it has, the coarser its gap), and how far it is from what is lacking.
+of which the mean gap is taken. That is one draw, and what is lacking another: for one group
+`FACTOR` leaves room for both. In a network the draws of its groups even out, to 1/√n where n are
+alike (`together`). `benchmarks/enough.md` has how often the bound holds, for a network and for one
+group, and how far it is from what is lacking. Of fewer than some 20 units the gap is coarse, often
+zero: where a network has no larger groups, the bound holds less often.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from rebasin_utils.errors import InputError
 from rebasin_utils.symmetry.assignment import best_assignment
 from rebasin_utils.symmetry.moments import Moments, Objective, Std
 
-#: The bound as a multiple of the mean gap.
-FACTOR = 0.6
+#: What one group lacks, as a multiple of the mean gap: on average at most, and its bound.
+EXPECTED, FACTOR = 0.255, 1.2
 
 #: Samples after which the bound is first looked at; after that, whenever there are twice as many.
 LEAST = 512
@@ -48,7 +50,8 @@ LEAST = 512
 class Enough:
     """What one group was matched on.
 
-    samples: of how many inputs. regret: the bound, as a share of the total similarity.
+    samples: of how many inputs. regret: the bound on what this group lacks, as a share of its total
+    similarity.
     """
 
     samples: int
@@ -63,6 +66,12 @@ def check(until: float | None) -> None:
     """
     if until is not None and not 0 < until < 1:
         raise InputError(f"until = {until}: must be a share above 0 and below 1, or None")
+
+
+def together(units: Sequence[int]) -> float:
+    """The bound on what groups of so many units lack together, as a share of their bounds' sum."""
+    deviation = math.hypot(*units) / max(sum(units), 1)
+    return (EXPECTED + (FACTOR - EXPECTED) * deviation) / FACTOR
 
 
 class Quarters:

@@ -17,6 +17,7 @@ for this architecture gives a matching that may not keep the network's function.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from rebasin_utils.symmetry.architecture import require_architecture
 from rebasin_utils.symmetry.assignment import Assignment, assigned
 from rebasin_utils.symmetry.batches import Batch, tensors
 from rebasin_utils.symmetry.comparison import Pair
-from rebasin_utils.symmetry.enough import Enough, Quarters, check
+from rebasin_utils.symmetry.enough import Enough, Quarters, check, together
 from rebasin_utils.symmetry.moments import Objective, Std
 from rebasin_utils.symmetry.passes import passes
 from rebasin_utils.symmetry.permutation import Permutation
@@ -77,10 +78,13 @@ class Matching:
 
     @property
     def regret(self) -> float:
-        """Where matching stops by itself, the bound on what all groups lack, as a share."""
-        totals = {name: self.groups[name].units * self.groups[name].after for name in self.enough}
+        """The bound on what all groups lack, as a share; infinite of a matching without `until`."""
+        if not self.enough:
+            return math.inf
+        units = {name: self.groups[name].units for name in self.enough}
+        totals = {name: n * self.groups[name].after for name, n in units.items()}
         lacks = sum(total * self.enough[name].regret for name, total in totals.items())
-        return lacks / sum(totals.values())
+        return together(list(units.values())) * lacks / sum(totals.values())
 
     def table(self) -> pd.DataFrame:
         """One row per group: units, before, after, moved, dead."""
@@ -119,13 +123,13 @@ def match_activations(
     The arguments are those of `similarities`; `group`, of ranks of torch.distributed that call
     this with the same nets and a part of the data each, one batch at least: what they have seen is
     summed, and all get the first one's permutation; and `until`: stop reading, group by group, as
-    soon as the permutation lacks no more than this share of the total similarity that the best one
-    has over all such data, by the bound that `enough` derives; None reads everything. Batches
-    should be in random order, and of some hundred samples: the bound is looked at whenever their
-    number has doubled, from 512 on, and which samples make a half, and where reading ends, depend
-    on where batches end. Units that cannot be told apart where their group is looked at, such as
-    dead ones, are told apart by their other activations on the first `CLOSER_LOOK` samples, and
-    then by their weights (`ties`). The result does not depend on the number of threads.
+    soon as the whole permutation lacks no more than this share of the total similarity that the
+    best one has over all such data, by the bound that `enough` derives; None reads everything.
+    Batches should be in random order, and of some hundred samples: the bound is looked at whenever
+    their number has doubled, from 512 on, and which samples make a half, and where reading ends,
+    depend on where batches end. Units that cannot be told apart where their group is looked at,
+    such as dead ones, are told apart by their other activations on the first `CLOSER_LOOK` samples,
+    and then by their weights (`ties`). The result does not depend on the number of threads.
 
     Returns:
         A `Matching`; `permute(spec, matching.permutation, state_of_moving)` is near `reference`.
@@ -134,14 +138,16 @@ def match_activations(
     if until is not None and group is not None:
         raise InputError(f"until = {until:g}: ranks of a group must each see all of their data")
     pair = replace(_pair(spec, moving, reference, objective, std), group=group)
-    seen = _seen(pair, batches, until)
+    sizes = [each.size for each in spec.groups.values()]
+    limit = None if until is None else until / together(sizes)  # for one group alone
+    seen = _seen(pair, batches, limit)
     assignments = seen.settled | _assignments(pair, seen)
     permutation = settled_by_weights(spec, moving, reference, assignments)
     quality = {
         name: _quality(similarity, permutation[name].numpy(), dead)
         for name, (similarity, dead) in seen.similarities.items()
     }
-    short = [name for name, found in seen.enough.items() if found.regret > until]
+    short = [name for name, found in seen.enough.items() if found.regret > limit]
     if short:
         worst = max(seen.enough[name].regret for name in short)
         warnings.warn(

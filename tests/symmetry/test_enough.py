@@ -12,7 +12,7 @@ from torch import nn
 
 from rebasin_utils.errors import InputError
 from rebasin_utils.symmetry.assignment import best_assignment
-from rebasin_utils.symmetry.enough import bound
+from rebasin_utils.symmetry.enough import EXPECTED, FACTOR, bound, together
 from rebasin_utils.symmetry.matching import PRECISION, match_activations, similarities
 from rebasin_utils.symmetry.moments import Moments
 from rebasin_utils.symmetry.permutation import permute, random_permutation
@@ -28,7 +28,7 @@ def net(seed: int, units: int = 24) -> nn.Sequential:
 
 def alike(first: nn.Module, seed: int, share: float = 0.5) -> nn.Sequential:
     """A net that has something of another in another order: weights mixed, units permuted."""
-    other, spec = net(seed), spec_of(first)
+    other, spec = net(seed, len(first[0].weight)), spec_of(first)
     mixed = {
         name: (1 - share) * tensor + share * other.state_dict()[name]
         for name, tensor in first.state_dict().items()
@@ -114,7 +114,7 @@ def test_a_stricter_limit_reads_more_and_the_same_limit_the_same():
     assert read[0] == read[1] < read[2]
     assert seen[0].enough == seen[1].enough
     for m, until in zip(seen, (0.05, 0.05, 0.002), strict=True):
-        assert all(found.regret <= until for found in m.enough.values())
+        assert m.regret <= until
 
 
 def test_groups_that_have_seen_enough_see_no_more():
@@ -128,27 +128,47 @@ def test_groups_that_have_seen_enough_see_no_more():
     assert second.samples > first.samples
 
 
-def test_the_bound_holds_on_data_that_was_not_seen():
+@pytest.mark.parametrize("units", [24, 48])
+def test_the_bound_holds_on_data_that_was_not_seen(units):
     """Regret on 40,000 other samples, for nets that have ever less in common."""
-    held, trials, ratios = [], data(40, seed=10, size=1000), []
-    for seed in range(24):
-        reference = net(100 + seed)
-        moving, spec = alike(reference, 200 + seed, share=0.6 + 0.015 * seed), spec_of(reference)
+    others = data(40, seed=10, size=1000)
+    lacking, bounds, of_group = [], [], []
+    for seed in range(40):
+        reference = net(100 + seed, units)
+        moving, spec = alike(reference, 200 + seed, share=0.6 + 0.009 * seed), spec_of(reference)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # for some there are too few
             matching = match_activations(
-                spec, moving, reference, data(8, seed=seed + 300), until=1e-9
+                spec, moving, reference, data(48, seed=seed + 300), until=0.02
             )
         best = lacks = 0.0
-        for name, (matrix, _) in similarities(spec, moving, reference, trials).items():
+        for name, (matrix, _) in similarities(spec, moving, reference, others).items():
             rows = np.arange(len(matrix))
             most = matrix[rows, best_assignment(matrix, PRECISION)].sum()
-            best += most
-            lacks += most - matrix[rows, matching.permutation[name].numpy()].sum()
-        held.append(lacks / best <= matching.regret)
-        ratios.append(matching.regret / max(lacks / best, 1e-9))
-    assert np.mean(held) >= 0.95
-    assert 1 < np.median(ratios) < 4
+            own = most - matrix[rows, matching.permutation[name].numpy()].sum()
+            of_group.append(own / most <= matching.enough[name].regret)
+            best, lacks = best + most, lacks + own
+        lacking.append(lacks / best)
+        bounds.append(matching.regret)
+    assert np.mean(np.array(lacking) <= bounds) >= 0.95
+    assert np.mean(of_group) >= 0.9
+    assert np.mean(bounds) < 4 * np.mean(lacking)
+
+
+def test_without_groups_or_without_a_limit_there_is_no_bound():
+    layer, reference = nn.Linear(12, 3), net(0)
+    for model, until in ((layer, 0.1), (layer, None), (reference, None)):
+        found = match_activations(spec_of(model), model, model, data(4, seed=1), until=until)
+        assert not found.enough
+        assert found.regret == math.inf
+
+
+def test_groups_together_are_bounded_by_less_than_one_by_one():
+    """By as much as independent draws even out."""
+    assert together([7]) == 1
+    expected, deviation = EXPECTED / FACTOR, 1 - EXPECTED / FACTOR
+    assert together([5] * 9) == pytest.approx(expected + deviation / 3)
+    assert together([5] * 4) < together([2, 2, 2, 14]) < 1
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.5])  # of totals that are positive, and some that are not

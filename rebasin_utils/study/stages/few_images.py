@@ -33,6 +33,7 @@ _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 class FewImages(Stage):
     name = "few_images"
+    version = 2
 
     def wanted(self, settings: Settings) -> Iterable[Node]:
         look = settings.closer_look
