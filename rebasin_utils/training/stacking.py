@@ -117,6 +117,7 @@ class Stacked:
     """Several networks as one.
 
     Activations are [runs, units, batch], so that every product and every sum runs along memory.
+    Gradients are written out, so that nothing here requires one.
 
     parameters, buffers: by name, each [runs, *its shape].
     """
@@ -152,12 +153,10 @@ class Stacked:
             for (name, shape), piece in pieces
         }
 
-    @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """[runs, batch, channels, height, width] -> [runs, batch, classes]."""
         return self._forward(x, self._normed_by_running_statistics)[0][-1].mT
 
-    @torch.no_grad()
     def losses(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of every run's batch; its gradient goes to `trained`.
 
