@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def trials(study: Study, count: int, until: float) -> tuple[Row, Row]:
         order = torch.randperm(READ, generator=torch.Generator().manual_seed(trial))
         begin = time.process_time()
         batches = (read[some] for some in order.split(BATCH))
-        found = match_activations(study.spec, *nets[seed], batches, until=until)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # where images end, the whole bound may do
+            found = match_activations(study.spec, *nets[seed], batches, until=until)
         seconds.append(time.process_time() - begin)
         seen.append(max(each.samples for each in found.enough.values()))
         best, lacks = truth[seed].best, truth[seed].lacking(found)

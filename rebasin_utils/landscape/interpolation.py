@@ -137,13 +137,12 @@ def path(
     images: Split,
     correction: Correction = "none",
     samples: Split | None = None,
-    probe: Probe | None = None,
 ) -> list[Metrics]:
     """Accuracy and loss on `images` at every point `alphas` of the segment from first to second.
 
-    correction, samples, probe: as for `merger`.
+    correction, samples: as for `merger`.
     """
-    at = merger(model, first, second, correction, samples, probe)
+    at = merger(model, first, second, correction, samples)
     return evaluate(model, [at(alpha) for alpha in alphas], images)
 
 

@@ -261,7 +261,8 @@ class _Seen:
     enough: dict[str, Enough]
 
 
-def _seen(pair: Pair, batches: Iterable[Batch], until: float | None = None) -> _Seen:
+def _seen(pair: Pair, batches: Iterable[Batch], limit: float | None = None) -> _Seen:
+    """limit: of what one group may lack, as `Quarters` has it."""
     if isinstance(batches, Tensor):
         raise InputError("batches is one tensor: give a list of batches, such as [images]")
     order = passes(pair.spec)
@@ -276,8 +277,8 @@ def _seen(pair: Pair, batches: Iterable[Batch], until: float | None = None) -> _
         settled = seen.settled | _assignments(pair, seen)
         data = batches if seen.first else _remembering(batches, seen.first)
         gather = {}
-        if until is not None:
-            how = pair.objective, pair.std, until, PRECISION
+        if limit is not None:
+            how = pair.objective, pair.std, limit, PRECISION
             gather = {name: Quarters(*how) for name in looks}
         found = pair.compare(looks, _permutation(settled), data, gather=gather)
         if not found and seen.similarities:

@@ -27,6 +27,7 @@ from rebasin_utils.study.stages.merged import barriers_along, finite, measured_o
 from rebasin_utils.symmetry.assignment import best_assignment
 from rebasin_utils.symmetry.matching import PRECISION, match_activations, similarities
 from rebasin_utils.symmetry.permutation import permute
+from rebasin_utils.training.evaluate import evaluate
 
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -102,7 +103,7 @@ def _measure(run: Context, node: Node) -> dict[str, float | None]:
     at = interpolation.merger(
         run.model, state, run.state(node.parents[1]), correction, samples(run)
     )
-    points = finite(interpolation.evaluate(run.model, [at(alpha) for alpha in _ALPHAS], held))
+    points = finite(evaluate(run.model, [at(alpha) for alpha in _ALPHAS], held))
     accuracies, losses = ([point[what] for point in points] for what in ("accuracy", "loss"))
     metrics["barrier"] = barriers_along(_ALPHAS, accuracies, losses)["error"]
     return metrics

@@ -18,7 +18,7 @@ from rebasin_utils.study.stage import Context, Made, Node, Reader, Stage
 from rebasin_utils.study.stages import sign_transfer
 from rebasin_utils.study.stages.merged import barriers_along, finite, measured_on, with_statistics
 from rebasin_utils.symmetry.permutation import permute
-from rebasin_utils.training.evaluate import predict
+from rebasin_utils.training.evaluate import evaluate, predict
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -68,7 +68,7 @@ def to_solution(settings: Settings, transfer: Node) -> Node:
 def along(run: Context, first: dict, second: dict) -> list[dict[str, float | None]]:
     """Accuracy and loss on test images on the way between two states."""
     states = [with_statistics(run, interpolation.lerp(first, second, a)) for a in ALPHAS]
-    return finite(interpolation.evaluate(run.model, states, measured_on(run)))
+    return finite(evaluate(run.model, states, measured_on(run)))
 
 
 def table(study: Reader) -> pd.DataFrame:
