@@ -15,7 +15,7 @@ from rebasin_utils.study import together
 from rebasin_utils.study.settings import Settings
 from rebasin_utils.study.study import Study
 from rebasin_utils.training.parallel import require_parts
-from rebasin_utils.training.ranks import Ranks, joined, started
+from rebasin_utils.training.ranks import Ranks, Stopped, joined, started
 
 
 def follows() -> bool:
@@ -53,7 +53,7 @@ def compute(studies: Sequence[Study], work: Callable[[], int]) -> int:
         lost = False
         try:
             return work()
-        except RanksLost:
+        except (RanksLost, Stopped):
             lost = True
             raise
         finally:

@@ -124,14 +124,21 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
             yield Ranks(dist.get_rank(), dist.get_world_size()), device
         finally:
             dist.destroy_process_group()
-    except RanksLost:
+    except (RanksLost, Stopped) as error:
         before = signal.SIG_IGN  # torchrun sends it to what ends already, and has yet to say why
-        raise
+        raise RanksLost(str(error)) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+class Stopped(BaseException):
+    """torchrun ends all ranks so when one has died.
+
+    No `Exception`: whatever runs at that moment, such as a model that is being traced, would take
+    it for its own.
+    """
+
+
 def _stopped(*_: Any) -> None:
-    """torchrun ends all ranks so when one has died."""
     rank = os.environ["RANK"]
-    raise RanksLost(f"rank {rank}: stopped, for another rank died or from outside; {_GO_ON}")
+    raise Stopped(f"rank {rank}: stopped, for another rank died or from outside; {_GO_ON}")

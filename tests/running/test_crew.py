@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from rebasin_utils.errors import InputError, RanksLost
 from rebasin_utils.running import ranked
@@ -19,7 +21,8 @@ from rebasin_utils.running.runner import run
 from rebasin_utils.study import inventory, presets
 from rebasin_utils.study.settings import assignments
 from rebasin_utils.study.study import Study
-from rebasin_utils.training.ranks import Ranks
+from rebasin_utils.symmetry.spec import PermutationSpec
+from rebasin_utils.training.ranks import Ranks, joined
 
 SCRIPT = Path(__file__).with_name("ranked_study.py")
 FEW = (
@@ -94,6 +97,27 @@ def test_a_run_of_which_a_rank_dies_ends_and_goes_on(whole, tmp_path, life):
     assert code == 0, said
     assert bytes_of(store) == bytes_of(whole)
     assert list(inventory.damaged(study(store).store)) == []
+
+
+def test_a_rank_that_is_stopped_while_it_traces_says_so(monkeypatch):
+    """Tracing turns what a model raises into a sentence about the model."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
+
+    class Stopping(nn.Linear):
+        def forward(self, x):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(x)
+
+    model = nn.Sequential(Stopping(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RanksLost, match="rank 0: stopped"), joined(torch.device("cpu")):
+            PermutationSpec.trace(model, torch.zeros(2, 4))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # until it has said so
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_two_starts_on_one_store_share_the_work(whole, tmp_path):
