@@ -56,7 +56,6 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-@torch.no_grad()
 def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Batch]) -> State:
     """The same weights with batch-norm statistics recomputed: their plain mean over `batches`.
 
@@ -69,25 +68,40 @@ def reset_batch_norm(model: nn.Module, state: State, batches: Iterable[Batch]) -
     Raises:
         InputError: when there are no batches, or `state` is none.
     """
-    require_state(state)
-    net = copy.deepcopy(model)
-    net.load_state_dict(state)
-    net.eval()
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()  # nothing else: dropout would change what is measured
-            module.reset_running_stats()
-            module.momentum = None  # a cumulative mean
-    laid_out = False
-    for batch in batches:
-        if not laid_out and runs_channels_last(net, lambda n, x=batch: run(n, head(x, 2))):
-            channels_last(net)
-        laid_out = True
-        run(net, batch)
-    if not laid_out:
-        raise InputError("batches is empty: statistics need at least one batch of inputs")
-    layout = {"memory_format": torch.contiguous_format}
-    return {name: t.detach().cpu().clone(**layout) for name, t in net.state_dict().items()}
+    return BatchNormReset(model)(state, batches)
+
+
+class BatchNormReset:
+    """A model copied and laid out once, to do `reset_batch_norm` to many states of it."""
+
+    def __init__(self, model: nn.Module):
+        self._net = copy.deepcopy(model).eval()
+        modules = self._net.modules()
+        self._norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in self._norms:
+            norm.train()  # nothing else: dropout would change what is measured
+            norm.momentum = None  # a cumulative mean
+        self._laid_out = False
+
+    @torch.no_grad()
+    def __call__(self, state: State, batches: Iterable[Batch]) -> State:
+        """What `reset_batch_norm` gives."""
+        require_state(state)
+        net, measured = self._net, False
+        net.load_state_dict(state)
+        for norm in self._norms:
+            norm.reset_running_stats()
+        for batch in batches:
+            if not self._laid_out:
+                if runs_channels_last(net, lambda n, x=batch: run(n, head(x, 2))):
+                    channels_last(net)
+                self._laid_out = True
+            run(net, batch)
+            measured = True
+        if not measured:
+            raise InputError("batches is empty: statistics need at least one batch of inputs")
+        layout = {"memory_format": torch.contiguous_format}
+        return {name: t.detach().cpu().clone(**layout) for name, t in net.state_dict().items()}
 
 
 def merger(
@@ -116,7 +130,8 @@ def merger(
     if correction != "none" and samples is None:
         raise InputError(f"correction = {correction!r}: needs samples to measure statistics on")
     if correction == "bn_reset":
-        return lambda alpha: reset_batch_norm(model, lerp(first, second, alpha), batches())
+        reset = BatchNormReset(model)
+        return lambda alpha: reset(lerp(first, second, alpha), batches())
     _require_alike(first, second)
     ends = {0: first, 1: second}
     if correction == "none":

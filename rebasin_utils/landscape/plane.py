@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin_utils.errors import InputError, require_state
-from rebasin_utils.landscape.interpolation import has_batch_norm, reset_batch_norm
+from rebasin_utils.landscape.interpolation import BatchNormReset, has_batch_norm
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
 from rebasin_utils.training.evaluate import Metrics, evaluate
@@ -88,13 +88,11 @@ def survey(
 
     samples: training images over which batch-norm statistics are recomputed at every point.
     """
-    rows = []
+    rows, reset = [], BatchNormReset(model)
     for y in ys:
         states = [plane.point(x, y) for x in xs]
         if has_batch_norm(model):
-            states = [
-                reset_batch_norm(model, s, (x for x, _ in in_order(samples, 2000))) for s in states
-            ]
+            states = [reset(s, (x for x, _ in in_order(samples, 2000))) for s in states]
         rows.append(evaluate(model, states, images))
     return rows
 

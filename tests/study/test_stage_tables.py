@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from rebasin_utils.study.stages import (
 )
 from rebasin_utils.study.study import Study
 from rebasin_utils.symmetry.permutation import permute
+from rebasin_utils.training.evaluate import evaluate
 
 
 def test_a_net_has_the_same_accuracy_in_the_table_and_at_the_end_of_its_path(finished):
@@ -104,6 +107,30 @@ def test_the_segments_begin_and_end_in_the_nets_that_their_kind_names(finished):
     for point, end in ((points[0], node.parents[0]), (points[-1], node.parents[1])):
         expected = finished.record(end)["metrics"]["test_accuracy"]
         assert point["accuracy"] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("samples", [1000, 300])
+def test_the_ends_of_paths_are_what_measuring_them_gives(finished, tmp_path, samples):
+    """Where all test images are measured on, their own records are taken."""
+    store = shutil.copytree(finished.store.root, tmp_path / "store")
+    settings = finished.settings.with_values(**{"paths.samples": samples})
+    anew = Study(settings, store)
+    some = [segment.between(settings, kind, 0, 0.5, 1) for kind in ("dense-lth", "lth-naive")]
+    anew.compute(some)
+    anew.compute([connectivity.between(settings, 0)])
+    test = finished.split("test")
+    images = test.head(samples)
+    for node in (*some, connectivity.between(settings, 0)):
+        paths = anew.record(node)["metrics"]["paths"]
+        ends = evaluate(anew.model, [anew.state(parent) for parent in node.parents[:2]], images)
+        plain = [p for p in paths if p.get("path") != "matched" and p.get("split") != "train"]
+        assert [p["correction"] for p in plain] == ["none", "repair"]
+        for path in plain:
+            found = path["points"][0], path["points"][-1]
+            assert found == tuple({"accuracy": e.accuracy, "loss": e.loss} for e in ends)
+        if samples == len(test):
+            (twin,) = (n for n in finished.nodes(node.stage) if n.key.label == node.key.label)
+            assert paths == finished.record(twin)["metrics"]["paths"]
 
 
 def test_on_the_way_from_lth_to_permuted_lth_is_permuted_too(finished):

@@ -23,12 +23,12 @@ from rebasin_utils.study.stages import dense, matching
 from rebasin_utils.study.stages.merged import (
     barriers_along,
     corrections,
-    finite,
     measured_on,
+    points,
     samples,
+    tested,
 )
 from rebasin_utils.symmetry.permutation import permute
-from rebasin_utils.training.evaluate import evaluate
 
 
 class Connectivity(Stage):
@@ -62,7 +62,8 @@ def between(settings: Settings, seed: int) -> Node:
 
 def _measure(run: Context, node: Node) -> dict[str, Any]:
     model, alphas = run.model, run.settings.paths.alphas
-    moving, reference = (run.state(parent) for parent in node.parents[:2])
+    moving, reference = ends = [run.state(parent) for parent in node.parents[:2]]
+    known = {"test": tested(run, zip(node.parents, ends, strict=False)), "train": {}}
     matched = permute(run.spec, run.tensors(node.parents[2]), moving)
     splits = {split: measured_on(run, split) for split in ("test", "train")}
     corrected_on = samples(run)
@@ -93,14 +94,14 @@ def _measure(run: Context, node: Node) -> dict[str, Any]:
                     {**kind, "layer": layer, "ratio": ratio}
                     for layer, ratio in repair.variance_ratios(found, wanted[split]).items()
                 ]
-        points = {
-            split: chunks(finite(evaluate(model, along, images)), len(alphas))
+        at_alphas = {
+            split: chunks(points(model, along, images, known[split]), len(alphas))
             for split, images in splits.items()
         }
         paths += [
-            {"path": name, "correction": correction, "split": split, "points": next(points[split])}
+            {"path": name, "correction": correction, "split": split, "points": next(found)}
             for correction in corrections(model)
-            for split in splits
+            for split, found in at_alphas.items()
         ]
     return {"alphas": list(alphas), "paths": paths, "variances": variances}
 

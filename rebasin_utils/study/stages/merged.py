@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -11,11 +11,14 @@ from rebasin_utils.landscape import interpolation
 from rebasin_utils.landscape.interpolation import Correction, barrier
 from rebasin_utils.nets.data import Split, in_order
 from rebasin_utils.nets.masks import State
-from rebasin_utils.study.stage import Reader
-from rebasin_utils.training.evaluate import Metrics
+from rebasin_utils.study.stage import Node, Reader
+from rebasin_utils.training.evaluate import Metrics, evaluate
 
 #: Of the metrics, those that are measured along paths.
 _MEASURED = ("accuracy", "loss")
+
+#: Accuracy and loss, as a record has them.
+Point = dict[str, float | None]
 
 
 def corrections(model: nn.Module) -> tuple[Correction, ...]:
@@ -49,7 +52,27 @@ def with_statistics(run: Reader, state: State) -> State:
     return interpolation.reset_batch_norm(run.model, state, batches)
 
 
-def finite(points: Sequence[Metrics]) -> list[dict[str, float | None]]:
+def tested(run: Reader, nets: Iterable[tuple[Node, State]]) -> dict[int, Point]:
+    """What is known of trained nets' own states on `measured_on`, by the states' identity.
+
+    Their records say it, where paths are measured on all test images.
+    """
+    if run.settings.paths.samples is not None:
+        return {}
+    metrics = {id(state): run.record(node)["metrics"] for node, state in nets}
+    return {one: {name: m[f"test_{name}"] for name in _MEASURED} for one, m in metrics.items()}
+
+
+def points(
+    model: nn.Module, states: Sequence[State], images: Split, known: Mapping[int, Point]
+) -> list[Point]:
+    """Accuracy and loss of every state on `images`, measured where it is not `known` (`tested`)."""
+    unknown = [state for state in states if id(state) not in known]
+    measured = iter(finite(evaluate(model, unknown, images)))
+    return [known.get(id(state)) or next(measured) for state in states]
+
+
+def finite(points: Sequence[Metrics]) -> list[Point]:
     """Accuracies and losses as dicts for JSON, which knows no infinity."""
     return [
         {name: v if math.isfinite(v := getattr(point, name)) else None for name in _MEASURED}

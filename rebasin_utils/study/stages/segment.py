@@ -25,13 +25,13 @@ from rebasin_utils.study.stages import dense, imp, matching, sparse
 from rebasin_utils.study.stages.merged import (
     barriers_along,
     corrections,
-    finite,
     measured_on,
+    points,
     samples,
+    tested,
 )
 from rebasin_utils.study.stages.trained import read
 from rebasin_utils.symmetry.permutation import permute
-from rebasin_utils.training.evaluate import evaluate
 
 #: The two ends. With a "permuted" end, π is applied to the other.
 SEGMENTS = ("dense-imp", "dense-lth", "lth-permuted", "lth-naive")
@@ -62,17 +62,18 @@ class Segment(Stage):
         images, corrected_on = measured_on(run), samples(run)
         for node in nodes:
             begin = time.monotonic()
-            first, second = (run.state(parent) for parent in node.parents[:2])
+            first, second = ends = [run.state(parent) for parent in node.parents[:2]]
+            known = tested(run, zip(node.parents, ends, strict=False))
             if len(node.parents) > 2:
                 first = permute(run.spec, run.tensors(node.parents[2]), first)
             states: list[State] = []
             for correction in corrections(model):
                 at = merger(model, first, second, correction, corrected_on, probe)
                 states += map(at, ALPHAS)
-            measured = chunks(finite(evaluate(model, states, images)), len(ALPHAS))
+            measured = chunks(points(model, states, images, known), len(ALPHAS))
             paths = [
-                {"correction": correction, "points": points}
-                for correction, points in zip(corrections(model), measured, strict=True)
+                {"correction": correction, "points": along}
+                for correction, along in zip(corrections(model), measured, strict=True)
             ]
             metrics = {"alphas": ALPHAS, "paths": paths}
             yield Made(node, {"metrics": metrics, "seconds": time.monotonic() - begin})
